@@ -1,0 +1,54 @@
+"""
+Multi-task reinforcement learning on Stable-Baselines3: one agent, shared weights, a variational residual per task.
+
+Names are imported at their first use, so that worker processes can import :mod:`sb3_varshare.tasks` without torch.
+"""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sb3_varshare.tasks  # registers the Gymnasium environments
+
+if TYPE_CHECKING:
+    from sb3_varshare.evaluation import EvalTasksCallback, TaskEvaluation, evaluate_tasks
+    from sb3_varshare.tasks import MultiTaskEnv, MultiTaskVecEnv, TaskSpec, TaskSuite, make_multitask_env
+    from sb3_varshare.varshare_sac import MultiTaskPolicy, VarShareSAC
+
+__version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
+
+_HOMES = {
+    "EvalTasksCallback": "evaluation",
+    "MultiTaskEnv": "tasks",
+    "MultiTaskPolicy": "varshare_sac",
+    "MultiTaskVecEnv": "tasks",
+    "TaskEvaluation": "evaluation",
+    "TaskSpec": "tasks",
+    "TaskSuite": "tasks",
+    "VarShareSAC": "varshare_sac",
+    "evaluate_tasks": "evaluation",
+    "make_multitask_env": "tasks",
+}
+
+__all__ = [
+    "EvalTasksCallback",
+    "MultiTaskEnv",
+    "MultiTaskPolicy",
+    "MultiTaskVecEnv",
+    "TaskEvaluation",
+    "TaskSpec",
+    "TaskSuite",
+    "VarShareSAC",
+    "evaluate_tasks",
+    "make_multitask_env",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,180 @@
+"""The contract of a per-task weight residual: torch only, no reinforcement learning."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch as th
+from torch import nn
+
+
+class LayerShape(NamedTuple):
+    """
+    Sizes of a task-conditioned linear layer.
+
+    :param n_tasks: number of tasks T
+    :param in_features: inputs I
+    :param out_features: outputs O
+    :param n_members: ensemble members K, which stand as a further axis in front; ``None`` for no such axis
+    """
+
+    n_tasks: int
+    in_features: int
+    out_features: int
+    n_members: int | None = None
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """``(K,)``, or ``()`` without an ensemble axis: written (*K) in the shapes below."""
+        return () if self.n_members is None else (self.n_members,)
+
+
+def task_matmul(x: th.Tensor, weight: th.Tensor) -> th.Tensor:
+    """
+    Product of every task's rows with that task's weight.
+
+    :param x: (T, B, I) or (*K, T, B, I)
+    :param weight: (*K, T, I, O), or (*K, 1, I, O) for one weight that all tasks share
+    :return: (*K, T, B, O)
+    """
+    if weight.shape[-3] > 1 or x.shape[-3] == 1:
+        return th.matmul(x, weight)
+    # A shared weight meets all rows in one product; broadcasting would copy it once per task.
+    n_tasks, n_rows = x.shape[-3:-1]
+    return th.matmul(x.flatten(-3, -2), weight.squeeze(-3)).unflatten(-2, (n_tasks, n_rows))
+
+
+class Adapter(nn.Module, ABC):
+    """
+    What is added, per task, to the shared weight ``theta`` of a linear layer.
+
+    An adapter never holds ``theta``: the layer owns it and passes it in, as (*K, 1, I, O), or as
+    (*K, T, I, O) where :attr:`per_task_base` says that nothing is shared.
+
+    :param shape: sizes of the layer
+    """
+
+    per_task_base = False
+    is_stochastic = False
+
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__()
+        self.shape = shape
+        # What an adapter without parameters knows of the layer's device and dtype.
+        self.register_buffer("_zero", th.zeros(()), persistent=False)
+        self._zero: th.Tensor
+
+    @abstractmethod
+    def averaged_tensors(self, theta: th.Tensor) -> tuple[th.Tensor, ...]:
+        """
+        The tensors that make up the mean weight and whose Polyak average is the target network's.
+
+        :param theta: the layer's base weight
+        """
+
+    def averaged_product(self, x: th.Tensor, tensors: tuple[th.Tensor, ...]) -> th.Tensor:
+        """
+        Mean output of the layer, without its bias, from :meth:`averaged_tensors` or an average of them.
+
+        :param x: (T, B, I) or (*K, T, B, I)
+        :param tensors: as :meth:`averaged_tensors` returns them
+        :return: (*K, T, B, O)
+        """
+        (weight,) = tensors
+        return task_matmul(x, weight)
+
+    def product(self, x: th.Tensor, theta: th.Tensor, sample: bool) -> th.Tensor:
+        """
+        Output of the layer without its bias.
+
+        :param x: (T, B, I) or (*K, T, B, I)
+        :param theta: the layer's base weight
+        :param sample: draw the residual instead of taking its mean
+        :return: (*K, T, B, O)
+        """
+        return self.averaged_product(x, self.averaged_tensors(theta))
+
+    def merged_weight(self, theta: th.Tensor) -> th.Tensor:
+        """
+        Base and mean residual composed.
+
+        :param theta: the layer's base weight
+        :return: (*K, T, I, O)
+        """
+        (weight,) = self.averaged_tensors(theta)
+        return weight.expand(*self.shape.members, self.shape.n_tasks, -1, -1)
+
+    def draw(self, task_ids: th.Tensor) -> th.Tensor:
+        """
+        One residual per row, drawn from the posterior of the row's task.
+
+        :param task_ids: (N,) task of each row
+        :return: (*K, N, I, O)
+        :raises TypeError: the adapter has no posterior to draw from
+        """
+        raise TypeError(f"{type(self).__name__} has no posterior over its residual: nothing to draw from.")
+
+    def kl_divergence(self) -> th.Tensor:
+        """
+        KL from posterior to prior, summed over all weights of the layer.
+
+        :return: (*K, T) nats, never negative; 0 for an adapter without a residual
+        """
+        return self._zero.new_zeros(*self.shape.members, self.shape.n_tasks)
+
+    def recenter(self, theta: th.Tensor, weights: th.Tensor | None = None) -> None:
+        """
+        Move the tasks' mean residual into the base, in place; every task's weight stays what it was.
+
+        :param theta: the layer's base weight, changed in place
+        :param weights: (T,) weight of each task in the mean; ``None`` for the plain mean
+        """
+
+    def means(self) -> Iterator[nn.Parameter]:
+        """Per-task means of the residual (``mu``)."""
+        yield from ()
+
+    def spreads(self) -> Iterator[nn.Parameter]:
+        """Per-task parameters of the residual's standard deviation (``rho``)."""
+        yield from ()
+
+    def squared_residual(self) -> th.Tensor | None:
+        """Squared Frobenius norm of the mean residual, (*K, T); ``None`` without a residual."""
+        return None
+
+    def relative_sigma(self) -> th.Tensor | None:
+        """Mean of ``sigma / sigma_prior`` over the weights, (*K, T); ``None`` without a spread."""
+        return None
+
+
+def task_mean(values: th.Tensor, weights: th.Tensor | None) -> th.Tensor:
+    """
+    Mean over the task axis.
+
+    :param values: (*K, T, I, O)
+    :param weights: (T,) not negative, with a positive sum; ``None`` for equal weights
+    :return: (*K, 1, I, O)
+    """
+    if weights is None:
+        return values.mean(-3, keepdim=True)
+    shares = (weights / weights.sum()).to(values)
+    return (values * shares[:, None, None]).sum(-3, keepdim=True)
+
+
+def prior_std(sigma_prior: float, prior_scale: str, weight_rms: float) -> float:
+    """
+    Absolute standard deviation of the prior of a layer.
+
+    :param sigma_prior: standard deviation, in the unit that ``prior_scale`` names
+    :param prior_scale: ``"relative"`` to the spread of the layer's initial weights, or ``"absolute"``
+    :param weight_rms: root mean square of the layer's initial weights
+    :raises ValueError: ``sigma_prior`` is not positive and finite or the scale is unknown
+    """
+    if not 0 < sigma_prior < math.inf:
+        raise ValueError(f"sigma_prior must be a positive, finite standard deviation, got {sigma_prior}.")
+    if prior_scale not in ("relative", "absolute"):
+        raise ValueError(f"prior_scale must be 'relative' or 'absolute', got {prior_scale!r}.")
+    return sigma_prior * weight_rms if prior_scale == "relative" else sigma_prior

@@ -1,0 +1,93 @@
+"""A variational residual of low rank, for wide networks and many tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch as th
+from torch import nn
+
+from sb3_varshare.adapters.base import Adapter, LayerShape, prior_std, task_matmul, task_mean
+from sb3_varshare.adapters.estimators import get_estimator
+from sb3_varshare.adapters.gaussian import GaussianWeight
+
+
+class LowRank(Adapter):
+    """
+    ``phi_t = U_t V``: ``U_t`` (I, r) Gaussian per task, ``V`` (r, O) deterministic and shared by all tasks.
+
+    The noise is exact on ``x U``. The columns of ``V`` start with unit expected norm, so that one
+    ``sigma_prior`` means the same noise in a weight as it does for full residuals. The target network averages
+    ``theta``, ``mu_U`` and ``V`` each on its own, which is not the average of their product: an approximation
+    that spares a (T, I, O) tensor.
+
+    :param shape: sizes of the layer
+    :param weight_rms: root mean square of the layer's initial weights, the unit of a relative prior
+    :param rank: r, at most min(I, O) is used
+    :param sigma_prior: standard deviation of the prior over ``U V``'s weights
+    :param prior_scale: ``"relative"`` to ``weight_rms`` or ``"absolute"``
+    :param sigma_structure: ``"full"``, ``"tied"`` or ``"fixed"``, of ``U``
+    :param estimator: how the noise of ``x U`` is drawn
+    :raises ValueError: the rank is not positive
+    """
+
+    is_stochastic = True
+
+    def __init__(
+        self,
+        shape: LayerShape,
+        weight_rms: float,
+        rank: int = 8,
+        sigma_prior: float = 0.2,
+        prior_scale: str = "relative",
+        sigma_structure: str = "full",
+        estimator: str = "local_reparameterization",
+    ) -> None:
+        super().__init__(shape)
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}.")
+        rank = min(rank, shape.in_features, shape.out_features)
+        self.estimator = get_estimator(estimator)
+        factor_shape = shape._replace(out_features=rank)
+        self.factor = GaussianWeight(factor_shape, prior_std(sigma_prior, prior_scale, weight_rms), sigma_structure)
+        self.v = nn.Parameter(th.randn(*shape.members, 1, rank, shape.out_features) / rank**0.5)
+
+    def averaged_tensors(self, theta: th.Tensor) -> tuple[th.Tensor, ...]:
+        return theta, self.factor.mu, self.v
+
+    def averaged_product(self, x: th.Tensor, tensors: tuple[th.Tensor, ...]) -> th.Tensor:
+        theta, mu, v = tensors
+        return task_matmul(x, theta) + task_matmul(task_matmul(x, mu), v)
+
+    def product(self, x: th.Tensor, theta: th.Tensor, sample: bool) -> th.Tensor:
+        if not sample:
+            return self.averaged_product(x, self.averaged_tensors(theta))
+        projected = task_matmul(x, self.factor.mu) + self.estimator(x, self.factor)
+        return task_matmul(x, theta) + task_matmul(projected, self.v)
+
+    def merged_weight(self, theta: th.Tensor) -> th.Tensor:
+        return theta + th.matmul(self.factor.mu, self.v)
+
+    def draw(self, task_ids: th.Tensor) -> th.Tensor:
+        return th.matmul(self.factor.draw(task_ids), self.v)
+
+    def kl_divergence(self) -> th.Tensor:
+        return self.factor.kl_divergence()
+
+    @th.no_grad()
+    def recenter(self, theta: th.Tensor, weights: th.Tensor | None = None) -> None:
+        delta = task_mean(self.factor.mu, weights)
+        theta.add_(th.matmul(delta, self.v))
+        self.factor.mu.sub_(delta)
+
+    def means(self) -> Iterator[nn.Parameter]:
+        yield self.factor.mu
+
+    def spreads(self) -> Iterator[nn.Parameter]:
+        yield from self.factor.spreads()
+
+    def squared_residual(self) -> th.Tensor:
+        return th.matmul(self.factor.mu, self.v).square().sum((-2, -1))
+
+    def relative_sigma(self) -> th.Tensor:
+        return self.factor.relative_sigma()

@@ -1,0 +1,1 @@
+"""One file per source of environments, each with a ``load(**options) -> TaskSource``."""

@@ -1,0 +1,126 @@
+"""From names, lists and mappings to suites, and Gymnasium's ids."""
+
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from sb3_varshare.tasks import MultiTaskEnv, TaskSpec, TaskSuite, make_suite, registry
+
+
+def pendulum(**kwargs: Any) -> gym.Env:
+    return gym.make("Pendulum-v1", **kwargs)
+
+
+def test_named_suites() -> None:
+    assert make_suite("contextual").task_names == ("swing-up", "swing-up-twin", "forward", "reversed", "light")
+    assert make_suite("MT3").task_names == ("reach-v3", "drawer-close-v3", "button-press-topdown-v3")
+    assert [make_suite(name).n_tasks for name in ("MT10", "MT25", "MT50")] == [10, 25, 50]
+    assert make_suite("MT10").task_names[:3] == ("reach-v3", "push-v3", "pick-place-v3")
+
+
+@pytest.mark.parametrize("name", ["MT1/push-v3", "metaworld/push-v3"])
+def test_a_suite_of_one(name: str) -> None:
+    suite = make_suite(name)
+    assert suite.name == name
+    assert [task.full_name for task in suite.tasks] == ["metaworld/push-v3"]
+
+
+def test_a_list_may_mix_sources_and_specs(scripted_task: Callable[..., TaskSpec]) -> None:
+    suite = make_suite(["metaworld/reach-v3", "contextual/light", scripted_task("mine", size=50)], horizon=30)
+    assert suite.task_names == ("reach-v3", "light", "mine")
+    assert [task.horizon for task in suite.tasks] == [30, 30, None]
+    assert (suite.observation_size, suite.action_sizes) == (50, (4, 1, 1))
+    assert set(suite.protocol) == {"success", "metaworld", "contextual"}
+
+
+def test_a_suite_passes_through(scripted_suite: Callable[..., TaskSuite]) -> None:
+    suite = scripted_suite()
+    assert make_suite(suite) is suite
+    with pytest.raises(ValueError, match="already built"):
+        make_suite(suite, horizon=3)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "options", "message"),
+    [
+        ("MT11", {}, "Expected the name of a suite, got 'MT11'; did you mean 'MT10'"),
+        ("MT1/raech-v3", {}, "source 'metaworld', got 'raech-v3'; did you mean 'reach-v3'"),
+        (["reach-v3"], {}, "Expected 'source/task' with a source of metaworld, contextual, got 'reach-v3'"),
+        (["contextual/swingup"], {}, "did you mean 'swing-up'"),
+        ([], {}, "no tasks"),
+        (["contextual/light", "contextual/light"], {}, "once"),
+        ("contextual", {"n_goals": 3}, r"options of tasks of contextual \(horizon\), got n_goals"),
+        ("contextual", {"horizon": 0}, "at least 1 step, got 0"),
+    ],
+)
+def test_what_cannot_be_resolved(tasks: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_suite(tasks, **options)
+
+
+@pytest.mark.parametrize("tasks", ["MT3", "contextual", {"mine": pendulum}], ids=["MT3", "contextual", "own"])
+def test_a_suite_can_be_written_down_and_sent_to_a_worker(tasks: Any) -> None:
+    suite = make_suite(tasks, horizon=30)
+    assert json.loads(json.dumps(suite.protocol)) == suite.protocol
+    assert pickle.loads(pickle.dumps(suite)).describe() == suite.describe()
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.SOURCES, "metaworld", registry.SourceEntry("no_such_package", ("MT3",)))
+    with pytest.raises(ImportError, match=r'pip install "sb3_varshare\[metaworld\]"'):
+        make_suite("MT3")
+
+
+def test_envs_of_ones_own() -> None:
+    suite = make_suite({"heavy": lambda: pendulum(g=12.0), "easy": lambda: pendulum(g=1.0)})
+    assert [task.full_name for task in suite.tasks] == ["custom/heavy", "custom/easy"]
+    env = MultiTaskEnv(suite, seed=3)
+    starts = [env.reset(options={"task": "easy"})[0] for _ in range(3)]
+    again = MultiTaskEnv(suite, seed=3)
+    assert all(np.array_equal(start, again.reset(options={"task": "easy"})[0]) for start in starts)
+    assert not np.array_equal(starts[0], starts[1])
+    assert not np.array_equal(starts[0][:3], env.reset(seed=3)[0][:3])
+    assert np.array_equal(starts[0], env.reset(seed=3, options={"task": "easy"})[0])
+    truncated = [env.step(np.zeros(1, dtype=np.float32))[3] for _ in range(200)]
+    assert truncated == [False] * 199 + [True]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [("CartPole-v1", "'mine' must have a flat Box as action space, got Discrete"), ("Blackjack-v1", "flat Box as obs")],
+)
+def test_envs_of_ones_own_with_other_spaces(env_id: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_suite({"mine": lambda: gym.make(env_id)})
+
+
+def test_unbounded_actions_are_refused() -> None:
+    env = pendulum()
+    env.action_space = gym.spaces.Box(-np.inf, np.inf, (1,))
+    with pytest.raises(ValueError, match="bounded actions"):
+        make_suite({"mine": lambda: env})
+
+
+def test_gymnasium_ids() -> None:
+    env = gym.make("Contextual-v0", seed=5, horizon=3)
+    observation, info = env.reset(options={"task": "light"})
+    assert env.observation_space.contains(observation)
+    assert info == {"task": "light", "task_id": 4}
+    assert gym.make("MultiTask-v0", suite=["contextual/light"]).get_wrapper_attr("task_names") == ("light",)
+    assert gym.make("MT10-v0").action_space.shape == (4,)
+
+
+def test_importing_tasks_is_light() -> None:
+    heavy = "{'torch', 'stable_baselines3', 'mujoco', 'metaworld', 'matplotlib'}"
+    code = f"import sys, sb3_varshare.tasks; print(sorted({heavy} & set(sys.modules)))"
+    worker = f"from sb3_varshare.tasks import MultiTaskEnv; MultiTaskEnv('contextual').reset(); {code}"
+    for program in (code, worker):
+        done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True)
+        assert (done.stdout.strip(), done.stderr) == ("[]", "")

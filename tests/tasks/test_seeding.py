@@ -1,0 +1,36 @@
+"""Every (seed, purpose, task, rank) has a stream of its own."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from sb3_varshare.tasks.seeding import Purpose, shared_key, task_stream
+
+
+def first_words(stream: np.random.SeedSequence) -> tuple[int, ...]:
+    return tuple(stream.generate_state(4).tolist())
+
+
+def test_streams_are_reproducible_and_all_different() -> None:
+    purposes: tuple[Purpose, ...] = ("train", "evaluation")
+    keys = list(product([0, 1, 2**40], purposes, ["a/b", "a/c"], [0, 1, 2]))
+    states = {first_words(task_stream(*key)) for key in keys}
+    assert len(states) == len(keys)
+    assert states == {first_words(task_stream(*key)) for key in keys}
+
+
+def test_what_is_shared_depends_on_all_but_the_rank() -> None:
+    assert shared_key(task_stream(0, "train", "a/b", 0)) == shared_key(task_stream(0, "train", "a/b", 1))
+    assert shared_key(task_stream(0, "train", "a/b", 0)) != shared_key(task_stream(0, "train", "a/c", 0))
+    assert shared_key(task_stream(0, "train", "a/b", 0)) != shared_key(task_stream(0, "evaluation", "a/b", 0))
+
+
+def test_evaluation_can_share_with_training() -> None:
+    train, evaluation = (task_stream(0, purpose, "a/b", 0) for purpose in ("train", "evaluation"))
+    assert shared_key(train, held_out=False) == shared_key(train) == shared_key(evaluation, held_out=False)
+
+
+def test_unknown_purpose() -> None:
+    with pytest.raises(ValueError, match="got 'test'"):
+        task_stream(0, "test", "a/b", 0)

@@ -1,0 +1,130 @@
+"""Which env plays what, and SB3's interface around it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from stable_baselines3 import SAC
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_varshare.tasks import MultiTaskVecEnv, TaskSuite, find_tasks, make_multitask_env, split_task
+from sb3_varshare.tasks.vec_env import task_layout
+
+
+@pytest.mark.parametrize(
+    ("n_envs", "n_tasks", "layout"),
+    [
+        (3, 3, ((0,), (1,), (2,))),
+        (1, 3, ((0, 1, 2),)),
+        (2, 5, ((0, 2, 4), (1, 3))),
+        (5, 3, ((0,), (1,), (2,), (0,), (1,))),
+        (6, 3, ((0,), (1,), (2,), (0,), (1,), (2,))),
+        (2, 1, ((0,), (0,))),
+    ],
+)
+def test_layout(n_envs: int, n_tasks: int, layout: tuple[tuple[int, ...], ...]) -> None:
+    assert task_layout(n_envs, n_tasks) == layout
+    assert {task for tasks in layout for task in tasks} == set(range(n_tasks))
+
+
+def test_no_env_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        task_layout(0, 3)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2, 3, 4, 7])
+def test_every_task_is_played_by_its_env(scripted_suite: Callable[..., TaskSuite], n_envs: int) -> None:
+    venv = MultiTaskVecEnv(scripted_suite(), n_envs)
+    played: list[set[int]] = [set() for _ in range(n_envs)]
+    observations = venv.reset()
+    for _ in range(12):
+        for rank, task_id in enumerate(split_task(observations, 3)[1]):
+            played[rank].add(int(task_id))
+        observations = venv.step(np.zeros((n_envs, 1), dtype=np.float32))[0]
+    assert played == [set(tasks) for tasks in task_layout(n_envs, 3)]
+
+
+def test_steps_are_those_of_sb3s_own_class() -> None:
+    ours, theirs = (make_multitask_env("contextual", seed=1, horizon=7) for _ in range(2))
+    np.testing.assert_array_equal(ours.reset(), theirs.reset())
+    actions = np.random.default_rng(0).uniform(-1, 1, (20, 5, 1)).astype(np.float32)
+    for action in actions:
+        ours.step_async(action)
+        theirs.step_async(action)
+        result, expected = ours.step_wait(), DummyVecEnv.step_wait(theirs)
+        for one, other in zip(result[:3], expected[:3], strict=True):
+            np.testing.assert_array_equal(one, other)
+            assert one.dtype == other.dtype
+        for info, other_info in zip(result[3], expected[3], strict=True):
+            _same_info(info, other_info)
+
+
+def _same_info(info: dict[str, Any], other: dict[str, Any]) -> None:
+    assert set(info) == set(other)
+    if "episode" in info:
+        assert set(info["episode"]) == {"r", "l", "t"}
+        assert (info["episode"]["r"], info["episode"]["l"]) == (other["episode"]["r"], other["episode"]["l"])
+        np.testing.assert_array_equal(info["terminal_observation"], other["terminal_observation"])
+    for key in ("task", "task_id", "is_success", "success_last", "TimeLimit.truncated"):
+        assert info[key] == other[key]
+
+
+def test_results_of_a_step_do_not_change_with_the_next(scripted_suite: Callable[..., TaskSuite]) -> None:
+    venv = MultiTaskVecEnv(scripted_suite())
+    venv.reset()
+    first = venv.step(np.zeros((3, 1), dtype=np.float32))
+    kept = [first[0].copy(), first[1].copy(), first[2].copy()]
+    last = venv.step(np.zeros((3, 1), dtype=np.float32))
+    for one, other in zip(first[:3], kept, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not any("episode" in info for info in first[3])
+    assert all(info["episode"]["l"] == 2 and info["TimeLimit.truncated"] for info in last[3])
+
+
+def test_seeds() -> None:
+    venv = make_multitask_env("contextual", n_envs=10, seed=1)
+    fresh = venv.reset()
+    assert len({tuple(row[:3]) for row in fresh}) == 10
+    again = venv.reset()
+    assert not np.isclose(again[:, :3], fresh[:, :3]).all(axis=1).any()
+    assert venv.seed(1) == [1] * 10
+    np.testing.assert_array_equal(venv.reset(), fresh)
+    np.testing.assert_array_equal(venv.reset(), again)
+    venv.seed(2)
+    assert venv.seed_value == 2
+    np.testing.assert_array_equal(venv.reset(), make_multitask_env("contextual", n_envs=10, seed=2).reset())
+    assert venv.seed()[0] == venv.seed_value != 2
+
+
+def test_evaluation_has_one_env_per_task_and_other_streams() -> None:
+    venv = make_multitask_env("contextual", n_envs=2, seed=1)
+    evaluation = venv.evaluation_env()
+    assert (evaluation.num_envs, evaluation.suite) == (5, venv.suite)
+    train = make_multitask_env("contextual", seed=1).reset()
+    assert not np.isclose(evaluation.reset()[:, :3], train[:, :3]).all(axis=1).any()
+    assert venv.evaluation_env(3).num_envs == 3
+
+
+def test_the_env_knows_its_tasks() -> None:
+    venv = make_multitask_env("contextual")
+    assert venv.n_tasks == 5
+    assert venv.task_names[0] == "swing-up"
+    assert find_tasks(venv) == venv.suite.describe()
+
+
+def test_a_task_can_be_called_by_options(scripted_suite: Callable[..., TaskSuite]) -> None:
+    venv = MultiTaskVecEnv(scripted_suite(), 2)
+    venv.set_options([{"task": "three"}, {"task": "one"}])
+    assert split_task(venv.reset(), 3)[1].tolist() == [2, 0]
+    assert split_task(venv.reset(), 3)[1].tolist() == [0, 1]
+
+
+def test_plain_sac_learns_on_it_and_is_evaluated() -> None:
+    venv = make_multitask_env("contextual", horizon=10)
+    model = SAC("MlpPolicy", venv, learning_starts=10, batch_size=8, buffer_size=100, seed=0, device="cpu")
+    model.learn(20)
+    returns, lengths = evaluate_policy(model, venv.evaluation_env(), n_eval_episodes=5, return_episode_rewards=True)
+    assert lengths == [10] * 5
+    assert all(value < 0 for value in returns)
