@@ -59,7 +59,7 @@ class Config:
     :param seeds: data sets and initial networks
     :param steps: Adam steps
     :param output: folder of the tables and the figure
-    :param betas: strengths to choose from
+    :param betas: strengths to choose from; the default brackets the optimum of L2 (about 10) and of VarShare (about 1)
     :param sigma_prior: of the residuals, relative to the initial weights
     :param rows: training rows per task; as many for validation and for test
     :param batch_size: rows per task and step
@@ -71,7 +71,7 @@ class Config:
     seeds: int = 5
     steps: int = 4_000
     output: Path = Path("runs/supervised")
-    betas: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    betas: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0)
     sigma_prior: float = 0.3
     rows: int = 2_000
     batch_size: int = 32
@@ -211,6 +211,19 @@ def objective(net: BroNet, batch: Rows, kl_weights: th.Tensor) -> th.Tensor:
     return (errors + kl_weights[:, None] * member_kl(net)).mean(-1).sum()
 
 
+def make_net(model: Model, n_strengths: int, config: Config) -> BroNet:
+    """A member for every strength and seed, seeds inside; the seed alone decides on its initial weights."""
+    kwargs = model.kwargs | ({} if model.adapter == "none" else {"sigma_prior": config.sigma_prior})
+
+    def make(n_members: int) -> BroNet:
+        return BroNet(N_INPUTS, 1, config.width, 1, N_TASKS, model.adapter, kwargs, n_members)
+
+    th.manual_seed(0)
+    by_seed, net = make(config.seeds), make(n_strengths * config.seeds)
+    net.load_state_dict({name: th.cat([tensor] * n_strengths) for name, tensor in by_seed.state_dict().items()})
+    return net
+
+
 def train(model: Model, strengths: Sequence[float], config: Config, rows: Rows) -> BroNet:
     """
     Train a network for every strength and seed, all at once.
@@ -221,10 +234,7 @@ def train(model: Model, strengths: Sequence[float], config: Config, rows: Rows) 
     :param rows: training data of the seeds
     :return: one member per strength and seed, seeds inside
     """
-    th.manual_seed(0)
-    kwargs = model.kwargs | ({} if model.adapter == "none" else {"sigma_prior": config.sigma_prior})
-    n_members = len(strengths) * config.seeds
-    net = BroNet(N_INPUTS, 1, config.width, 1, N_TASKS, model.adapter, kwargs, n_members)
+    net = make_net(model, len(strengths), config)
     optimizer = th.optim.AdamW(net.parameters(), config.learning_rate, weight_decay=0, fused=True)
     kl_weights = th.tensor(strengths).repeat_interleave(config.seeds) / config.rows
     generator = th.Generator().manual_seed(0)
@@ -294,7 +304,7 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.mean:.3g}" + ("" if math.isnan(self.low) else f" ({self.low:.3g} to {self.high:.3g})")
 
 
 def t_interval(values: Sequence[float]) -> Interval:
@@ -334,7 +344,7 @@ def best_runs(runs: Sequence[Run]) -> list[Run]:
 
 def make_table(chosen: dict[str, list[Run]]) -> Table:
     """The table of test errors, with 95 % intervals over the seeds."""
-    table = Table(title="Test error against noise-free targets, mean [95 % interval over seeds]")
+    table = Table(title="Test error against noise-free targets, mean (95 % interval over seeds)")
     for header in ("model", "identical", "conflicting", "noisy", "base on identical", "KL ident. : confl.", "beta"):
         table.add_column(header)
     for name, runs in chosen.items():

@@ -8,7 +8,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import sb3_varshare.tasks  # registers the Gymnasium environments
+import sb3_varshare.tasks  # noqa: F401 - registers the Gymnasium environments
 
 if TYPE_CHECKING:
     from sb3_varshare.evaluation import EvalTasksCallback, TaskEvaluation, evaluate_tasks

@@ -51,7 +51,7 @@ def spread_kl(rho: th.Tensor, sigma_prior: float) -> th.Tensor:
     :param sigma_prior: standard deviation of the prior
     :return: (...,) nats, summed over the weights
     """
-    kl: th.Tensor = _SpreadKL.apply(rho, sigma_prior)  # type: ignore[no-untyped-call]
+    kl: th.Tensor = _SpreadKL.apply(rho, sigma_prior)
     return kl
 
 

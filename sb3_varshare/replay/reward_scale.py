@@ -105,5 +105,5 @@ class RewardScale(nn.Module):
         self._open_episodes.clear()
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+        super()._load_from_state_dict(*args, **kwargs)
         self._missing = None

@@ -64,7 +64,7 @@ class TaskReplayBuffer(ReplayBuffer):
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, got {n_steps}.")
         self.n_tasks, self.one_hot_size, self.gamma, self.n_steps = n_tasks, one_hot_size, gamma, n_steps
-        self.observation_size = int(np.prod(self.obs_shape)) - one_hot_size  # type: ignore[arg-type]
+        self.observation_size = int(np.prod(self.obs_shape)) - one_hot_size
         self.written = np.zeros(n_tasks, dtype=np.int64)
         self._windows: list[deque[_Step]] = [deque() for _ in range(n_envs)]
 

@@ -50,6 +50,7 @@ class MultiTaskVecEnv(DummyVecEnv):
         self.n_tasks = suite.n_tasks
         self.task_names = suite.task_names
         self.seed_value = seed
+        self.purpose = purpose
         self.layout = task_layout(suite.n_tasks if n_envs is None else n_envs, suite.n_tasks)
 
         def make(rank: int) -> Monitor[Any, Any]:

@@ -24,7 +24,7 @@ def residual_statistics(network: TaskNetwork) -> dict[str, th.Tensor]:
         statistics["kl"] = network.kl_divergence()
         base = sum(layer.theta.square().sum() for layer in layers)
         residual = sum(_over_members(value, "sum") for value in squared if value is not None)
-        statistics["mu_over_theta"] = (residual / base).sqrt()  # type: ignore[operator,union-attr]
+        statistics["mu_over_theta"] = (residual / base).sqrt()  # type: ignore[union-attr]
     if any(value is not None for value in relative):
         sizes = [layer.theta[..., :1, :, :].numel() for layer in layers]
         weighted = [_over_members(r, "mean") * n for r, n in zip(relative, sizes, strict=True) if r is not None]

@@ -23,7 +23,9 @@ def initial_ent_coef(ent_coef: str | float | Sequence[float]) -> tuple[float | l
     except ValueError:
         start = 0.0
     if kind != "auto" or not start > 0:
-        raise ValueError(f"ent_coef must be a number, a number per task, 'auto' or 'auto_<positive>', got {ent_coef!r}.")
+        raise ValueError(
+            f"ent_coef must be a number, a number per task, 'auto' or 'auto_<positive>', got {ent_coef!r}."
+        )
     return start, True
 
 

@@ -58,9 +58,7 @@ def memory_need(make_policy: Callable[[], MultiTaskPolicy], replay_bytes: int) -
     target = sum(p.numel() for p in policy.critic_target.parameters())
     trained = sum(p.numel() for module in (policy.actor, policy.critic) for p in module.parameters())
     networks = COPIES_PER_PARAMETER * trained * FLOAT_BYTES
-    return MemoryNeed(
-        trained, networks, target * FLOAT_BYTES, WORKING_COPIES * trained * FLOAT_BYTES, replay_bytes
-    )
+    return MemoryNeed(trained, networks, target * FLOAT_BYTES, WORKING_COPIES * trained * FLOAT_BYTES, replay_bytes)
 
 
 def free_memory(device: th.device) -> int:

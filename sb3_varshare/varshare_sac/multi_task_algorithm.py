@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import pathlib
 from abc import ABC
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -40,7 +40,9 @@ def check_env_spaces(env: Any) -> None:
     action_space = getattr(env, "action_space", None)
     observation_space = getattr(env, "observation_space", None)
     if action_space is not None and not isinstance(action_space, spaces.Box):
-        raise ValueError(f"VarShareSAC needs a continuous action space (Box), got {action_space}; discretise elsewhere.")
+        raise ValueError(
+            f"VarShareSAC needs a continuous action space (Box), got {action_space}; discretise elsewhere."
+        )
     if isinstance(observation_space, spaces.Space) and (
         not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1
     ):
@@ -79,10 +81,11 @@ class MultiTaskAlgorithm(SAC, ABC):
     """
 
     policy: MultiTaskPolicy  # type: ignore[assignment]
-    replay_buffer: TaskReplayBuffer  # type: ignore[assignment]
+    replay_buffer: TaskReplayBuffer
     reward_scale: RewardScale
-    adapter: str
     exploration: str
+    mask_actions: bool
+    _explorer: PosteriorExplorer | None
 
     def _describe_tasks(self, n_tasks: int | None) -> None:
         if self._vec_normalize_env is not None:
@@ -107,7 +110,7 @@ class MultiTaskAlgorithm(SAC, ABC):
         if isinstance(task, str) and task not in self.task_names and task.rpartition("/")[2] in self.task_names:
             task = task.rpartition("/")[2]
         if task in self.task_names:
-            return self.task_names.index(cast(str, task))
+            return self.task_names.index(task)
         if isinstance(task, int) and 0 <= task < self.n_tasks:
             return task
         raise ValueError(f"Unknown task {task!r}; {nearest(str(task), self.task_names)}")
@@ -128,7 +131,9 @@ class MultiTaskAlgorithm(SAC, ABC):
         rows = np.atleast_2d(np.asarray(observation, dtype=np.float32))
         if rows.shape[-1] > size:
             raise ValueError(f"Expected an observation of at most {size} numbers without a one-hot, got {rows.shape}.")
-        encoded = np.stack([append_task(row, task_id, self.one_hot_size, size) if self.one_hot_size else row for row in rows])
+        encoded = np.stack(
+            [append_task(row, task_id, self.one_hot_size, size) if self.one_hot_size else row for row in rows]
+        )
         return self.predict(encoded if np.ndim(observation) > 1 else encoded[0], deterministic=deterministic)
 
     # Collection
@@ -151,12 +156,8 @@ class MultiTaskAlgorithm(SAC, ABC):
         return result
 
     def is_warm(self) -> bool:
-        """Whether the warm-up is over: enough steps, and every task has a reward scale and transitions."""
-        return (
-            self.num_timesteps > self.learning_starts
-            and not self.reward_scale.missing_tasks()
-            and bool((self.replay_buffer.sizes > 0).all())
-        )
+        """Whether the warm-up is over: enough transitions, and every task has a reward scale."""
+        return self.num_timesteps > self.learning_starts and not self.reward_scale.missing_tasks()
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -207,8 +208,8 @@ class MultiTaskAlgorithm(SAC, ABC):
 
     @property
     def policy_action_sizes(self) -> list[int]:
-        """(T,) action dimensions that the policy uses for each task."""
-        return self.action_sizes
+        """(T,) action dimensions that the policy uses for each task; all of them without masks."""
+        return self.action_sizes if self.mask_actions else [int(np.prod(self.action_space.shape))] * self.n_tasks  # type: ignore[arg-type]
 
     def _refuse_non_finite(self, task_ids: np.ndarray, **arrays: np.ndarray) -> None:
         for name, values in arrays.items():
@@ -306,7 +307,7 @@ class MultiTaskAlgorithm(SAC, ABC):
             write(path)
 
     @classmethod
-    def load(  # type: ignore[override]
+    def load(
         cls: type[SelfAlgorithm],
         path: str | pathlib.Path | io.BufferedIOBase,
         env: GymEnv | None = None,
@@ -336,11 +337,11 @@ class MultiTaskAlgorithm(SAC, ABC):
             path = saving.resolve_path(path)
         if env is not None:
             env = cls._check_env(env, data)
-            data["n_envs"] = env.num_envs
+            data["n_envs"] = env.num_envs  # type: ignore[union-attr]
             if force_reset:
                 data["_last_obs"] = None
         policy = data.pop("policy_class")
-        model = cls(policy, env, device=device, _init_setup_model=False)  # type: ignore[arg-type,call-arg]
+        model = cls(policy, env, device=device, _init_setup_model=False)  # type: ignore[arg-type]
         unknown = set(kwargs) - set(model.__dict__)
         if unknown:
             raise TypeError(f"{cls.__name__} has no arguments {sorted(unknown)}.")
@@ -356,7 +357,7 @@ class MultiTaskAlgorithm(SAC, ABC):
 
     @classmethod
     def _check_env(cls, env: GymEnv, data: dict[str, Any]) -> Any:
-        wrapped = cls._wrap_env(env, data["verbose"])
+        wrapped: Any = cls._wrap_env(env, data["verbose"])
         found, _ = describe_tasks(wrapped, data["n_tasks"] if data["one_hot_size"] else None, 0)
         names = list(found.names)
         if find_tasks(wrapped) is not None and names != data["task_names"]:

@@ -134,7 +134,7 @@ def _read_json(path: str | pathlib.Path | io.BufferedIOBase) -> str:
         if not path.exists():
             raise FileNotFoundError(f"There is no model file {path}.")
     try:
-        with zipfile.ZipFile(path) as archive:  # type: ignore[arg-type]
+        with zipfile.ZipFile(path) as archive:
             return archive.read("data").decode()
     except (zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a readable model file ({error}); is it damaged or cut short?") from error

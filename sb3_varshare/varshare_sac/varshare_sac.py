@@ -13,10 +13,10 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_varshare import losses
-from sb3_varshare.adapters import ADAPTERS
-from sb3_varshare.presets import accepts_preset, default_batch_size
+from sb3_varshare.presets import accepts_preset
 from sb3_varshare.replay import RewardScale, TaskReplayBuffer
 from sb3_varshare.types import TaskBatch
+from sb3_varshare.varshare_sac.arguments import check_choices, checked_batch_size, policy_arguments
 from sb3_varshare.varshare_sac.entropy import initial_ent_coef, per_task, target_entropies
 from sb3_varshare.varshare_sac.memory import FLOAT_BYTES, check_fits, memory_need
 from sb3_varshare.varshare_sac.multi_task_algorithm import MultiTaskAlgorithm, check_env_spaces, count_tasks
@@ -218,7 +218,8 @@ class VarShareSAC(MultiTaskAlgorithm):
     # Set-up
 
     def _setup_model(self) -> None:
-        self._check_arguments()
+        check_choices(self)
+        self.batch_size = checked_batch_size(self.batch_size, self.n_tasks)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.replay_buffer_class = self.replay_buffer_class or TaskReplayBuffer
@@ -230,33 +231,6 @@ class VarShareSAC(MultiTaskAlgorithm):
         self._convert_train_freq()
         self._create_aliases()
         self._explorer = None
-
-    def _check_arguments(self) -> None:
-        known = {
-            "adapter": (self.adapter, [*ADAPTERS, "embedding"]),
-            "kl_scale": (self.kl_scale, ["data", "constant"]),
-            "exploration": (self.exploration, ["mean", "posterior"]),
-            "task_input": (self.task_input, [None, "one_hot", "embedding"]),
-        }
-        for name, (value, expected) in known.items():
-            if value not in expected:
-                raise ValueError(f"{name} must be one of {expected}, got {value!r}.")
-        if self.exploration == "posterior" and not self._has_posterior():
-            raise ValueError(
-                f"exploration='posterior' draws weights from the actor's posterior, which adapter={self.adapter!r} with "
-                f"actor_residuals={self.actor_residuals} does not have; use 'varshare' or 'low_rank', or 'mean'."
-            )
-        if self.batch_size is None:
-            self.batch_size = default_batch_size(self.n_tasks)
-        if self.batch_size < 1 or self.batch_size % self.n_tasks:
-            below = max(self.batch_size // self.n_tasks, 1) * self.n_tasks
-            raise ValueError(
-                f"batch_size must be a multiple of n_tasks ({self.n_tasks}) so that every task gets the same share, "
-                f"got {self.batch_size}; use {below} or {below + self.n_tasks}."
-            )
-
-    def _has_posterior(self) -> bool:
-        return self.actor_residuals and self.adapter in ADAPTERS and ADAPTERS[self.adapter].is_stochastic
 
     def _replay_arguments(self) -> dict[str, Any]:
         return {
@@ -273,51 +247,8 @@ class VarShareSAC(MultiTaskAlgorithm):
         }
 
     def _make_policy(self) -> MultiTaskPolicy:
-        embedding = self.adapter == "embedding"
-        optimizer_kwargs = {"weight_decay": self.weight_decay, "fused": True}
-        return self.policy_class(  # type: ignore[return-value]
-            self.observation_space,
-            self.action_space,
-            self.lr_schedule,
-            **{
-                "n_tasks": self.n_tasks,
-                "one_hot_size": self.one_hot_size,
-                "action_sizes": self.policy_action_sizes,
-                "adapter": "none" if embedding else self.adapter,
-                "adapter_kwargs": self._adapter_kwargs(),
-                "task_input": "embedding" if embedding else self.task_input,
-                "actor_residuals": self.actor_residuals,
-                "critic_residuals": self.critic_residuals,
-                "actor_width": self.actor_width,
-                "actor_depth": self.actor_depth,
-                "critic_width": self.critic_width,
-                "critic_depth": self.critic_depth,
-                "n_critics": self.n_critics,
-                "n_atoms": self.n_atoms,
-                "v_min": self.v_min,
-                "v_max": self.v_max,
-                "initial_return_std": self.initial_return_std,
-                "normalize_observations": self.normalize_observations,
-                "mu_lr_multiplier": self.mu_lr_multiplier,
-                "rho_lr_multiplier": self.rho_lr_multiplier,
-                "optimizer_kwargs": optimizer_kwargs,
-                **{key: value for key, value in self.policy_kwargs.items() if key != "use_sde"},
-            },
-        )
-
-    def _adapter_kwargs(self) -> dict[str, Any]:
-        prior = {"sigma_prior": self.sigma_prior, "prior_scale": self.prior_scale}
-        noise = {"sigma_structure": self.sigma_structure, "estimator": self.estimator}
-        return {
-            "varshare": {**prior, **noise},
-            "low_rank": {**prior, **noise, "rank": self.rank},
-            "deterministic": prior,
-        }.get(self.adapter, {})
-
-    @property
-    def policy_action_sizes(self) -> list[int]:
-        full = int(np.prod(self.action_space.shape))  # type: ignore[arg-type]
-        return self.action_sizes if self.mask_actions else [full] * self.n_tasks
+        arguments = policy_arguments(self)
+        return self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **arguments)  # type: ignore
 
     def _check_memory(self) -> None:
         on_same_device = self.replay_buffer.device.type == self.device.type
@@ -357,7 +288,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         :param gradient_steps: how many
         :param batch_size: rows of all tasks together
         """
-        if not self.is_warm():
+        if not self.is_warm() or (self.replay_buffer.sizes == 0).any():
             return
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
@@ -410,9 +341,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         self._minimise(critic, data + losses.kl_term(critic.net.kl_divergence(), kl_weights))
         return data.detach()
 
-    def _actor_step(
-        self, batch: TaskBatch, ent_coef: th.Tensor, kl_weights: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor]:
+    def _actor_step(self, batch: TaskBatch, ent_coef: th.Tensor, kl_weights: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         actions, log_prob = self.policy.action_log_prob(batch.observations, sample=True)
         data = losses.actor_loss(log_prob, self.policy.q_values(batch.observations, actions), ent_coef)
         kl = losses.kl_term(self.policy.actor.kl_divergence(), ent_coef * kl_weights)

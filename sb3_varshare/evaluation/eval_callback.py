@@ -1,0 +1,125 @@
+"""Per-task evaluation during training."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_varshare.evaluation.evaluate import evaluate_tasks, evaluation_env
+from sb3_varshare.evaluation.task_evaluation import EpisodeResult, TaskEvaluation
+
+COLUMNS = ("step", "weights", *EpisodeResult._fields)
+
+
+class EvalTasksCallback(BaseCallback):
+    """
+    Evaluates every task with the same number of episodes, at the first step and then regularly.
+
+    Writes ``evaluations.csv`` (a row per step, task and episode) and keeps the best model by mean success rate, then
+    mean return, as ``best_model.zip``.
+
+    :param eval_env: where to evaluate; by default the evaluation twin of the training environment
+    :param eval_freq: transitions of all tasks together between evaluations
+    :param n_episodes: of each task
+    :param log_path: folder of the table and the best model; ``None`` writes nothing
+    :param deterministic: act with the mean of the policy
+    :param evaluate_base: evaluate the shared base alone (phi = 0) as well
+    :param verbose: 1 prints a line per evaluation
+    """
+
+    def __init__(
+        self,
+        eval_env: VecEnv | None = None,
+        eval_freq: int = 10_000,
+        n_episodes: int = 5,
+        log_path: str | Path | None = None,
+        deterministic: bool = True,
+        evaluate_base: bool = False,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        self.eval_env, self.eval_freq, self.n_episodes = eval_env, eval_freq, n_episodes
+        self.log_path = None if log_path is None else Path(log_path)
+        self.deterministic, self.evaluate_base = deterministic, evaluate_base
+        self.best: tuple[float, float] | None = None
+        self.last: TaskEvaluation | None = None
+        self._next_evaluation = 0
+        self._owns_env = eval_env is None
+
+    def _init_callback(self) -> None:
+        if self.eval_env is None:
+            assert self.model.env is not None
+            self.eval_env = evaluation_env(self.model.env)
+            if self.eval_env is self.model.env:
+                raise ValueError(
+                    "The training environment has no evaluation twin: give EvalTasksCallback an eval_env of its own."
+                )
+        if self.log_path is not None:
+            self.log_path.mkdir(parents=True, exist_ok=True)
+
+    def _on_training_start(self) -> None:
+        self._next_evaluation = max(self._next_evaluation, self.num_timesteps)
+
+    def _on_rollout_start(self) -> None:
+        # Between updates, not within a step: the model is whole, and the transition is stored.
+        if self.num_timesteps >= self._next_evaluation:
+            self._next_evaluation = self.num_timesteps + self.eval_freq
+            self._evaluate()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self._evaluate()
+        if self._owns_env and self.eval_env is not None:
+            self.eval_env.close()
+            self.eval_env = None
+
+    def _evaluate(self) -> None:
+        assert self.eval_env is not None
+        options: dict[str, Any] = {"n_episodes": self.n_episodes, "deterministic": self.deterministic}
+        self.last = evaluate_tasks(self.model, self.eval_env, **options)
+        self._record("eval", self.last)
+        self._write("mean", self.last)
+        if self.evaluate_base:
+            base = evaluate_tasks(self.model, self.eval_env, base=True, **options)
+            self._record("eval_base", base)
+            self._write("base", base)
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(self.num_timesteps)
+        self._keep_best(self.last)
+
+    def _record(self, prefix: str, evaluation: TaskEvaluation) -> None:
+        self.logger.record(f"{prefix}/mean_return", evaluation.mean_return)
+        if evaluation.mean_success_rate is not None:
+            self.logger.record(f"{prefix}/success_rate", evaluation.mean_success_rate)
+        for task, estimate in evaluation.returns().items():
+            self.logger.record(f"{prefix}_return/{task}", estimate.mean, exclude="stdout")
+        for task, estimate in evaluation.success_rates().items():
+            self.logger.record(f"{prefix}_success_rate/{task}", estimate.mean, exclude="stdout")
+        if self.verbose:
+            success = "" if evaluation.mean_success_rate is None else f", success {evaluation.mean_success_rate:.2f}"
+            print(f"{self.num_timesteps:>9} {prefix}: return {evaluation.mean_return:.1f}{success}")
+
+    def _write(self, weights: str, evaluation: TaskEvaluation) -> None:
+        if self.log_path is None:
+            return
+        path = self.log_path / "evaluations.csv"
+        is_new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(COLUMNS)
+            for episode in evaluation.episodes:
+                writer.writerow([self.num_timesteps, weights, *episode])
+
+    def _keep_best(self, evaluation: TaskEvaluation) -> None:
+        score = (evaluation.mean_success_rate or 0.0, evaluation.mean_return)
+        if self.best is None or score > self.best:
+            self.best = score
+            if self.log_path is not None:
+                self.model.save(self.log_path / "best_model.zip")
