@@ -30,12 +30,12 @@ def project(probabilities: th.Tensor, atoms: th.Tensor, support: th.Tensor) -> t
     v_min, n_atoms = support[0], support.shape[0]
     spacing = (support[-1] - v_min) / (n_atoms - 1)
     position = ((atoms - v_min) / spacing).clamp(0, n_atoms - 1)
-    # The last atom counts as the upper neighbour of the one before it, so that lower + 1 always exists.
-    lower = position.floor().clamp(max=n_atoms - 2)
+    # The last atom counts as the upper neighbour of the one before it, so that lower + 1 always exists. The clamp from
+    # below is for NaN, which would otherwise be an index out of bounds and on a GPU end the process.
+    lower = position.long().clamp(0, n_atoms - 2)
     to_upper = probabilities * (position - lower)
-    index = lower.long()
-    projected = th.zeros_like(probabilities).scatter_add_(-1, index, probabilities - to_upper)
-    return projected.scatter_add_(-1, index + 1, to_upper)
+    projected = th.zeros_like(probabilities).scatter_add_(-1, lower, probabilities - to_upper)
+    return projected.scatter_add_(-1, lower + 1, to_upper)
 
 
 def narrow_logits(support: th.Tensor, std: float) -> th.Tensor:

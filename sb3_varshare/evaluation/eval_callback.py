@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_varshare.evaluation.evaluate import evaluate_tasks, evaluation_env
 from sb3_varshare.evaluation.task_evaluation import EpisodeResult, TaskEvaluation
 
-COLUMNS = ("step", "weights", *EpisodeResult._fields)
+COLUMNS = ("step", "seconds", "weights", *EpisodeResult._fields)
 
 
 class EvalTasksCallback(BaseCallback):
     """
     Evaluates every task with the same number of episodes, at the first step and then regularly.
 
-    Writes ``evaluations.csv`` (a row per step, task and episode) and keeps the best model by mean success rate, then
-    mean return, as ``best_model.zip``.
+    Writes ``evaluations.csv`` (a row per step, task and episode; ``seconds`` is the wall-clock of training so far,
+    without the evaluations) and keeps the best model by mean success rate, then mean return, as ``best_model.zip``.
 
     :param eval_env: where to evaluate; by default the evaluation twin of the training environment
     :param eval_freq: transitions of all tasks together between evaluations
@@ -48,6 +49,7 @@ class EvalTasksCallback(BaseCallback):
         self.best: tuple[float, float] | None = None
         self.last: TaskEvaluation | None = None
         self._next_evaluation = 0
+        self._seconds, self._resumed_at = 0.0, 0.0
         self._owns_env = eval_env is None
 
     def _init_callback(self) -> None:
@@ -63,6 +65,7 @@ class EvalTasksCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._next_evaluation = max(self._next_evaluation, self.num_timesteps)
+        self._resumed_at = time.perf_counter()
 
     def _on_rollout_start(self) -> None:
         # Between updates, not within a step: the model is whole, and the transition is stored.
@@ -81,6 +84,7 @@ class EvalTasksCallback(BaseCallback):
 
     def _evaluate(self) -> None:
         assert self.eval_env is not None
+        self._seconds += time.perf_counter() - self._resumed_at
         options: dict[str, Any] = {"n_episodes": self.n_episodes, "deterministic": self.deterministic}
         self.last = evaluate_tasks(self.model, self.eval_env, **options)
         self._record("eval", self.last)
@@ -92,6 +96,7 @@ class EvalTasksCallback(BaseCallback):
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
         self._keep_best(self.last)
+        self._resumed_at = time.perf_counter()
 
     def _record(self, prefix: str, evaluation: TaskEvaluation) -> None:
         self.logger.record(f"{prefix}/mean_return", evaluation.mean_return)
@@ -115,7 +120,7 @@ class EvalTasksCallback(BaseCallback):
             if is_new:
                 writer.writerow(COLUMNS)
             for episode in evaluation.episodes:
-                writer.writerow([self.num_timesteps, weights, *episode])
+                writer.writerow([self.num_timesteps, round(self._seconds, 1), weights, *episode])
 
     def _keep_best(self, evaluation: TaskEvaluation) -> None:
         score = (evaluation.mean_success_rate or 0.0, evaluation.mean_return)

@@ -8,6 +8,7 @@ from torch import nn
 
 # An episode that goes on for longer is cut here for the statistics, so that tasks without an end get a scale too.
 LONGEST_EPISODE = 2_000
+SMALLEST_SCALE = 1e-8
 
 
 def discounted_returns(rewards: list[float], gamma: float, bootstrap: float) -> np.ndarray:
@@ -53,14 +54,16 @@ class RewardScale(nn.Module):
 
     def forward(self, ent_coef: th.Tensor, target_entropy: th.Tensor) -> th.Tensor:
         """
-        ``(max(G_max, |G_min|) - ent_coef * target_entropy / (2 (1 - gamma))) / v_max``
+        ``(max(G_max, |G_min|) + ent_coef * |target_entropy| / (2 (1 - gamma))) / v_max``
 
         :param ent_coef: (T,)
         :param target_entropy: (T,) nats
         :return: (T,) what rewards are divided by; infinite for a task without a finished episode
         """
         largest = th.maximum(self.return_max, self.return_min.abs())
-        return (largest - ent_coef * target_entropy / (2 * (1 - self.gamma))) / self.v_max
+        soft = largest + ent_coef * target_entropy.abs() / (2 * (1 - self.gamma))
+        # Without entropy and reward the range is zero: a reward of zero then stays zero.
+        return (soft / self.v_max).clamp(min=SMALLEST_SCALE)
 
     def update(
         self, task_ids: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray

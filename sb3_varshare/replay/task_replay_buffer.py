@@ -42,6 +42,9 @@ class TaskReplayBuffer(ReplayBuffer):
     :param n_steps: length of the reward sums
     """
 
+    # What SB3 asks a buffer that it loads from a file.
+    handle_timeout_termination = True
+
     def __init__(
         self,
         buffer_size: int,
@@ -183,7 +186,7 @@ class TaskReplayBuffer(ReplayBuffer):
     def check_valid(self) -> tuple[bool, str]:
         """Whether the buffer keeps its own rules, and if not, which one is broken."""
         if self._rows is None:
-            return (self.written == 0).all(), "rows were counted but never stored"
+            return (False, "rows were counted but never stored") if self.written.any() else (True, "")
         filled = [self._rows[task, :size] for task, size in enumerate(self.sizes)]
         if not all(bool(th.isfinite(rows).all()) for rows in filled):
             return False, "a stored row is not finite"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
+
+import torch as th
 
 from sb3_varshare.adapters import ADAPTERS
 from sb3_varshare.presets import default_batch_size
@@ -89,7 +92,18 @@ def policy_arguments(model: Any) -> dict[str, Any]:
         "adapter": "none" if embedding else model.adapter,
         "adapter_kwargs": {name: getattr(model, name) for name in ADAPTER_ARGUMENTS.get(model.adapter, ())},
         "task_input": "embedding" if embedding else model.task_input,
-        "optimizer_kwargs": {"weight_decay": model.weight_decay, "fused": True},
         # SB3 puts its own switch for state-dependent exploration there.
         **{name: value for name, value in model.policy_kwargs.items() if name != "use_sde"},
+        "optimizer_kwargs": optimizer_arguments(model),
     }
+
+
+def optimizer_arguments(model: Any) -> dict[str, Any]:
+    """
+    Keyword arguments of the optimizer: the agent's own and those in ``policy_kwargs``, which win.
+
+    :param model: the agent
+    """
+    optimizer_class = model.policy_kwargs.get("optimizer_class", th.optim.AdamW)
+    fused = {"fused": True} if "fused" in inspect.signature(optimizer_class).parameters else {}
+    return {"weight_decay": model.weight_decay, **fused, **model.policy_kwargs.get("optimizer_kwargs", {})}

@@ -11,14 +11,17 @@ from sb3_varshare.varshare_sac.policies import MultiTaskPolicy
 
 class PosteriorExplorer:
     """
-    Holds a residual for every environment and draws it anew when an episode starts.
+    Holds a draw for every environment and renews it when an episode starts.
+
+    What is held is the draw's deviation from the mean weights: learning may move these within an episode, and
+    re-centring may move them between base and residual.
 
     :param policy: whose actor acts; its adapter must have a posterior
     """
 
     def __init__(self, policy: MultiTaskPolicy) -> None:
         self.policy = policy
-        self._residuals: list[th.Tensor] | None = None
+        self._deviations: list[th.Tensor] | None = None
 
     @th.no_grad()
     def act(self, observations: np.ndarray, episode_starts: np.ndarray) -> np.ndarray:
@@ -29,20 +32,24 @@ class PosteriorExplorer:
         """
         policy = self.policy
         rows, task_ids = split_task(th.as_tensor(observations, device=policy.device).float(), policy.one_hot_size)
-        self._draw(task_ids, np.flatnonzero(episode_starts))
-        assert self._residuals is not None
+        means = [layer.merged_weight()[task_ids] - layer.theta for layer in policy.actor.linears()]
+        deviations = self._hold(task_ids, means, np.flatnonzero(episode_starts))
         grid = rows.new_zeros(policy.n_tasks, len(rows), rows.shape[-1])
         index = th.arange(len(rows), device=rows.device)
         grid[task_ids, index] = rows
         features = policy.actor_input(grid)[task_ids, index][:, None]
-        output = policy.actor.with_residuals(features, self._residuals)
+        residuals = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
+        output = policy.actor.with_residuals(features, residuals)
         actions: np.ndarray = policy.squash(output, policy.action_mask[task_ids], False)[:, 0].cpu().numpy()
         return actions
 
-    def _draw(self, task_ids: th.Tensor, started: np.ndarray) -> None:
-        if self._residuals is None or len(self._residuals[0]) != len(task_ids):
-            self._residuals = self.policy.actor.draw(task_ids)
+    def _hold(self, task_ids: th.Tensor, means: list[th.Tensor], started: np.ndarray) -> list[th.Tensor]:
+        if self._deviations is None or len(self._deviations[0]) != len(task_ids):
+            drawn = self.policy.actor.draw(task_ids)
+            self._deviations = [draw - mean for draw, mean in zip(drawn, means, strict=True)]
         elif len(started):
             index = th.as_tensor(started, device=task_ids.device)
-            for held, drawn in zip(self._residuals, self.policy.actor.draw(task_ids[index]), strict=True):
-                held[index] = drawn
+            drawn = self.policy.actor.draw(task_ids[index])
+            for held, draw, mean in zip(self._deviations, drawn, means, strict=True):
+                held[index] = draw - mean[index]
+        return self._deviations

@@ -111,8 +111,8 @@ class MultiTaskAlgorithm(SAC, ABC):
             task = task.rpartition("/")[2]
         if task in self.task_names:
             return self.task_names.index(task)
-        if isinstance(task, int) and 0 <= task < self.n_tasks:
-            return task
+        if isinstance(task, int | np.integer) and 0 <= task < self.n_tasks:
+            return int(task)
         raise ValueError(f"Unknown task {task!r}; {nearest(str(task), self.task_names)}")
 
     def predict_task(
@@ -267,7 +267,7 @@ class MultiTaskAlgorithm(SAC, ABC):
     # Files
 
     def _excluded_save_params(self) -> list[str]:
-        runtime = ["lr_schedule", "target_entropy_tensor", "task_stats", "_explorer"]
+        runtime = ["lr_schedule", "target_entropy_tensor", "task_stats", "_explorer", "memory_need"]
         return [*super()._excluded_save_params(), *runtime]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

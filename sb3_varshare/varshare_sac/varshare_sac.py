@@ -89,7 +89,7 @@ class VarShareSAC(MultiTaskAlgorithm):
     :param rho_lr_multiplier: of the learning rate of the residuals' spreads
     :param weight_decay: of everything but the residuals
     :param replay_device: where the replay lives; by default where the networks do
-    :param preset: ``"brc"`` or ``"small"``: other defaults, see :mod:`sb3_varshare.presets`
+    :param preset: ``"brc"``, ``"small"`` or ``"medium"``: other defaults, see :mod:`sb3_varshare.presets`
     :param stats_window_size: episodes in the logged means
     :param tensorboard_log: folder of TensorBoard logs
     :param policy_kwargs: ``optimizer_class`` and ``optimizer_kwargs``
@@ -253,7 +253,7 @@ class VarShareSAC(MultiTaskAlgorithm):
     def _check_memory(self) -> None:
         on_same_device = self.replay_buffer.device.type == self.device.type
         replay = self.n_tasks * self.replay_buffer.buffer_size * self.replay_buffer.row_size * FLOAT_BYTES
-        need = memory_need(self._make_policy, replay if on_same_device else 0)
+        self.memory_need = need = memory_need(self._make_policy, replay if on_same_device else 0)
         if self.verbose >= 1:
             print(f"VarShareSAC takes {need}")
         check_fits(
