@@ -342,7 +342,7 @@ def best_runs(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if run.beta == best]
 
 
-def make_table(chosen: dict[str, list[Run]]) -> Table:
+def make_table(chosen: dict[str, list[Run]], config: Config) -> Table:
     """The table of test errors, with 95 % intervals over the seeds."""
     table = Table(title="Test error against noise-free targets, mean (95 % interval over seeds)")
     for header in ("model", "identical", "conflicting", "noisy", "base on identical", "KL ident. : confl.", "beta"):
@@ -352,8 +352,14 @@ def make_table(chosen: dict[str, list[Run]]) -> Table:
         kl = [t_interval(column(runs, metric)).mean for metric in METRICS[4:]]
         penalized = MODELS[name].penalized
         nats = f"{kl[0]:.3g} : {kl[1]:.3g}" if penalized else "-"
-        table.add_row(MODELS[name].label, *errors, nats, f"{runs[0].beta:g}" if penalized else "-")
+        table.add_row(MODELS[name].label, *errors, nats, strength(runs[0].beta, config) if penalized else "-")
+    table.caption = "* an end of the list of strengths: the best may lie beyond it"
     return table
+
+
+def strength(beta: float, config: Config) -> str:
+    """The chosen strength, with a mark where the list ends."""
+    return f"{beta:g}" + ("*" if beta in (min(config.betas), max(config.betas)) else "")
 
 
 def verdicts(chosen: dict[str, list[Run]]) -> list[str]:
@@ -375,6 +381,7 @@ def verdicts(chosen: dict[str, list[Run]]) -> list[str]:
     for label, numerators, denominators, aim, at_least in claims:
         ratio = ratio_interval(numerators, denominators)
         verdict = "met" if (ratio.mean >= aim) == at_least else "missed"
+        verdict += ", but the interval holds the aim" if ratio.low < aim < ratio.high else ""
         lines.append(f"{label}: {ratio} (aim {'>=' if at_least else '<='} {aim:g}: {verdict})")
     return lines
 
@@ -430,7 +437,7 @@ def main(config: Config) -> None:
     write_table(chosen, config.output / "table.csv")
     draw_figure(results, chosen, config.output / "figure.png")
     console = Console()
-    console.print(make_table(chosen))
+    console.print(make_table(chosen, config))
     for line in verdicts(chosen):
         console.print(line, highlight=False)
     console.print(f"Saved in {config.output}", highlight=False)

@@ -64,7 +64,8 @@ class EvalTasksCallback(BaseCallback):
             self.log_path.mkdir(parents=True, exist_ok=True)
 
     def _on_training_start(self) -> None:
-        self._next_evaluation = max(self._next_evaluation, self.num_timesteps)
+        # A training that counts from zero again is evaluated from its start.
+        self._next_evaluation = max(self._next_evaluation, self.num_timesteps) if self.num_timesteps else 0
         self._resumed_at = time.perf_counter()
 
     def _on_rollout_start(self) -> None:

@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_varshare.evaluation.task_evaluation import EpisodeResult, TaskEvaluation
 from sb3_varshare.tasks.encoding import split_task
+from sb3_varshare.tasks.suite import TaskDescription, find_tasks
 from sb3_varshare.tasks.vec_env import MultiTaskVecEnv
 from sb3_varshare.varshare_sac import VarShareSAC
 
@@ -44,49 +45,71 @@ def evaluate_tasks(
     :param base: act with the shared base alone, phi = 0
     :param level: coverage of the intervals
     :return: episodes, means and intervals per task
-    :raises ValueError: the environment does not know its tasks and the model does not either
+    :raises ValueError: nobody knows the tasks, the model knows others, or there is no base to evaluate
     """
+    if n_episodes < 1:
+        raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
+    if base and not isinstance(model, VarShareSAC):
+        raise ValueError(f"base=True needs a VarShareSAC, {type(model).__name__} has no shared base.")
     venv = evaluation_env(env)
-    names, one_hot_size, protocol = _tasks_of(model, venv)
     try:
+        tasks, one_hot_size = _tasks_of(model, venv)
+        names = list(tasks.names)
         with model.policy.base_only() if base else nullcontext():
             episodes = _play(model, venv, names, one_hot_size, n_episodes, deterministic)
     finally:
         if venv is not env:
             venv.close()
-    return TaskEvaluation(names, episodes, protocol, level)
+    return TaskEvaluation(names, episodes, tasks.protocol, level)
 
 
-def _tasks_of(model: Any, venv: VecEnv) -> tuple[list[str], int, dict[str, Any]]:
-    if isinstance(model, VarShareSAC):
-        return list(model.task_names), model.one_hot_size, model.protocol
-    suite = getattr(venv, "suite", None)
-    if suite is None:
-        raise ValueError(f"Neither {type(model).__name__} nor the environment knows the tasks: use make_multitask_env.")
-    return list(suite.task_names), suite.n_tasks, suite.protocol
+def _tasks_of(model: Any, venv: VecEnv) -> tuple[TaskDescription, int]:
+    found = find_tasks(venv)
+    if not isinstance(model, VarShareSAC):
+        if found is None:
+            raise ValueError(
+                f"Neither {type(model).__name__} nor the environment knows the tasks: use make_multitask_env."
+            )
+        return found, len(found.names)
+    if found is None:
+        return TaskDescription(tuple(model.task_names), tuple(model.action_sizes), model.protocol), model.one_hot_size
+    if list(found.names) != model.task_names:
+        raise ValueError(
+            f"The model knows the tasks {model.task_names}, the environment has {list(found.names)}, in order."
+        )
+    return found, model.one_hot_size
 
 
 def _play(
     model: Any, venv: VecEnv, names: list[str], one_hot_size: int, n_episodes: int, deterministic: bool
 ) -> list[EpisodeResult]:
-    """An episode counts for its task until the task has enough; each environment's first ones are taken in order."""
+    """
+    The first episodes of every task count, in the order in which they begin.
+
+    In the order in which they end, short episodes would count more where several environments play one task.
+    """
     results: list[EpisodeResult] = []
-    played = [0] * len(names)
+    begun = [0] * len(names)
+    counted: list[int | None] = [None] * venv.num_envs
+    starts = np.ones(venv.num_envs, dtype=bool)
     returns, lengths = np.zeros(venv.num_envs), np.zeros(venv.num_envs, dtype=int)
     observations: Any = venv.reset()
-    while min(played) < n_episodes:
-        actions, _ = model.predict(observations, deterministic=deterministic)
+    while len(results) < n_episodes * len(names):
         tasks = split_task(observations, one_hot_size)[1]
-        observations, rewards, dones, infos = venv.step(actions)
+        for env in np.flatnonzero(starts):
+            task = int(tasks[env])
+            counted[env] = begun[task] if begun[task] < n_episodes else None
+            begun[task] += 1
+            returns[env], lengths[env] = 0.0, 0
+        actions, _ = model.predict(observations, deterministic=deterministic)
+        observations, rewards, starts, infos = venv.step(actions)
         returns += rewards
         lengths += 1
-        for env in np.flatnonzero(dones):
-            task = int(tasks[env])
-            if played[task] < n_episodes:
-                results.append(_result(names[task], played[task], returns[env], lengths[env], infos[env]))
-                played[task] += 1
-            returns[env], lengths[env] = 0.0, 0
-    return results
+        for env in np.flatnonzero(starts):
+            number = counted[env]
+            if number is not None:
+                results.append(_result(names[int(tasks[env])], number, returns[env], lengths[env], infos[env]))
+    return sorted(results, key=lambda result: (names.index(result.task), result.episode))
 
 
 def _result(task: str, episode: int, episode_return: float, length: int, info: dict[str, Any]) -> EpisodeResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch as th
 
 
@@ -13,20 +14,21 @@ def initial_ent_coef(ent_coef: str | float | Sequence[float]) -> tuple[float | l
 
     :param ent_coef: ``"auto"``, ``"auto_0.1"``, a number, or a number per task
     :return: the first value or values, and whether they are learned
-    :raises ValueError: it is none of these, or not positive where it is learned
+    :raises ValueError: it is none of these, negative, or not positive where it is learned
     """
-    if not isinstance(ent_coef, str):
-        return (float(ent_coef) if isinstance(ent_coef, int | float) else [float(v) for v in ent_coef]), False
-    kind, _, value = ent_coef.partition("_")
+    learned = isinstance(ent_coef, str)
+    kind, _, value = ent_coef.partition("_") if isinstance(ent_coef, str) else ("", "", ent_coef)
     try:
-        start = float(value) if value else 1.0
-    except ValueError:
-        start = 0.0
-    if kind != "auto" or not start > 0:
+        start = np.array(1.0 if value == "" else value, dtype=np.float64)
+    except (TypeError, ValueError):
+        start = np.array(np.nan)
+    possible = kind == "auto" and start > 0 if learned else (start >= 0).all()
+    if not possible or start.ndim > 1:
         raise ValueError(
-            f"ent_coef must be a number, a number per task, 'auto' or 'auto_<positive>', got {ent_coef!r}."
+            "ent_coef must be a number that is not negative, one per task, 'auto' or 'auto_<positive>', "
+            f"got {ent_coef!r}."
         )
-    return start, True
+    return start.tolist(), learned
 
 
 def per_task(name: str, value: float | Sequence[float], n_tasks: int, device: th.device) -> th.Tensor:

@@ -8,68 +8,27 @@ from abc import ABC
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-import gymnasium as gym
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.save_util import load_from_zip_file, recursive_setattr, save_to_zip_file
+from stable_baselines3.common.save_util import save_to_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
 
 from sb3_varshare.replay import RewardScale, TaskReplayBuffer
 from sb3_varshare.tasks.encoding import append_task, check_one_hot, split_task
-from sb3_varshare.tasks.suite import TaskDescription, find_tasks, nearest
+from sb3_varshare.tasks.suite import find_tasks, nearest
 from sb3_varshare.varshare_sac import saving
+from sb3_varshare.varshare_sac.arguments import check_not_normalized, describe_tasks
 from sb3_varshare.varshare_sac.diagnostics import residual_statistics
 from sb3_varshare.varshare_sac.exploration import PosteriorExplorer
 from sb3_varshare.varshare_sac.policies import MultiTaskPolicy
 from sb3_varshare.varshare_sac.task_stats import TaskStats
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="MultiTaskAlgorithm")
-
-
-def check_env_spaces(env: Any) -> None:
-    """
-    :param env: an environment of any kind
-    :raises ValueError: its actions are not continuous, or its observations not flat
-    """
-    action_space = getattr(env, "action_space", None)
-    observation_space = getattr(env, "observation_space", None)
-    if action_space is not None and not isinstance(action_space, spaces.Box):
-        raise ValueError(
-            f"VarShareSAC needs a continuous action space (Box), got {action_space}; discretise elsewhere."
-        )
-    if isinstance(observation_space, spaces.Space) and (
-        not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1
-    ):
-        raise ValueError(
-            f"VarShareSAC needs flat observations (a Box of one axis), got {observation_space}; "
-            "wrap the environment in gymnasium.wrappers.FlattenObservation."
-        )
-
-
-def describe_tasks(env: Any, n_tasks: int | None, action_size: int) -> tuple[TaskDescription, int]:
-    """
-    The tasks of an environment and the length of the one-hot at the end of its observations.
-
-    :param env: a ``VecEnv``
-    :param n_tasks: number of tasks, for environments that do not know theirs
-    :param action_size: A
-    :return: the description, and T or, for a single environment without a one-hot, 0
-    :raises ValueError: the numbers of tasks differ
-    """
-    found = find_tasks(env)
-    if found is not None:
-        if n_tasks not in (None, len(found.names)):
-            raise ValueError(f"n_tasks is {n_tasks}, but the environment has {len(found.names)} tasks: leave it out.")
-        return found, len(found.names)
-    if n_tasks is None:
-        return TaskDescription(("task",), (action_size,), {}), 0
-    return TaskDescription(tuple(f"task_{i}" for i in range(n_tasks)), (action_size,) * n_tasks, {}), n_tasks
 
 
 class MultiTaskAlgorithm(SAC, ABC):
@@ -88,14 +47,10 @@ class MultiTaskAlgorithm(SAC, ABC):
     _explorer: PosteriorExplorer | None
 
     def _describe_tasks(self, n_tasks: int | None) -> None:
-        if self._vec_normalize_env is not None:
-            raise ValueError(
-                "VecNormalize has one scale for all tasks and would normalise the task one-hot; "
-                "leave it out: rewards are scaled per task, and observations with normalize_observations=True."
-            )
         if self.env is None:
             return
-        description, self.one_hot_size = describe_tasks(self.env, n_tasks, int(np.prod(self.action_space.shape)))  # type: ignore[arg-type]
+        check_not_normalized(self.env)
+        description, self.one_hot_size = describe_tasks(self.env, n_tasks)
         self.n_tasks = len(description.names)
         self.task_names = list(description.names)
         self.action_sizes = list(description.action_sizes)
@@ -147,13 +102,18 @@ class MultiTaskAlgorithm(SAC, ABC):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps or self._last_obs is None:
-            # The environments are about to be reset: what is open now will never end.
-            self.replay_buffer.forget_open_episodes()
-            self.reward_scale.forget_open_episodes()
-            self.task_stats = TaskStats(self.task_names, self._stats_window_size)
+            self._forget_open_episodes()
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        assert isinstance(self._last_obs, np.ndarray)
         check_one_hot(self._last_obs, self.one_hot_size)
+        self._refuse_non_finite(split_task(self._last_obs, self.one_hot_size)[1], first_observation=self._last_obs)
         return result
+
+    def _forget_open_episodes(self) -> None:
+        """What is open when the environments start anew will never end."""
+        self.replay_buffer.forget_open_episodes()
+        self.reward_scale.forget_open_episodes()
+        self.task_stats = TaskStats(self.task_names, self._stats_window_size)
 
     def is_warm(self) -> bool:
         """Whether the warm-up is over: enough transitions, and every task has a reward scale."""
@@ -216,6 +176,8 @@ class MultiTaskAlgorithm(SAC, ABC):
             finite = np.isfinite(values.reshape(len(values), -1)).all(1)
             if not finite.all():
                 env = int(np.flatnonzero(~finite)[0])
+                # What follows in the environments does not follow on what was stored: they start anew.
+                self._last_obs = None
                 raise ValueError(
                     f"The environment gave a {name.replace('_', ' ')} that is not finite: task "
                     f"{self.task_names[int(task_ids[env])]!r}, environment {env}, step {self.num_timesteps}. "
@@ -297,7 +259,7 @@ class MultiTaskAlgorithm(SAC, ABC):
             data["replay_buffer_class"] = None
         tensors = {name: getattr(self, name) for name in variables}
 
-        def write(target: pathlib.Path | io.BufferedIOBase) -> None:
+        def write(target: io.BufferedIOBase) -> None:
             save_to_zip_file(target, data=data, params=self.get_parameters(), pytorch_variables=tensors)
 
         if isinstance(path, str | pathlib.Path):
@@ -305,6 +267,24 @@ class MultiTaskAlgorithm(SAC, ABC):
             saving.write_atomically(path if path.suffix else path.with_suffix(".zip"), write)
         else:
             write(path)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer. It is a pickle, which can run any code: load only what you trust.
+
+        :param path: the file
+        :param truncate_last_traj: without effect, as in SB3 for all buffers but that of HER
+        :raises ValueError: it holds transitions of other tasks or spaces
+        """
+        expected, device = self.replay_buffer, self.replay_buffer.device
+        super().load_replay_buffer(path, truncate_last_traj)
+        found, self.replay_buffer = self.replay_buffer, expected
+        for name in ("n_tasks", "one_hot_size", "observation_space", "action_space", "n_steps", "gamma"):
+            ours, theirs = getattr(expected, name), getattr(found, name, None)
+            if ours != theirs:
+                raise ValueError(f"The replay in the file has {name} {theirs}, the agent has {ours}.")
+        found.device = device
+        self.replay_buffer = found
 
     @classmethod
     def load(
@@ -332,7 +312,8 @@ class MultiTaskAlgorithm(SAC, ABC):
         :return: a new agent
         :raises ValueError: the file is damaged or not trusted, or the environment's spaces or tasks differ
         """
-        data = {**saving.read_data(path, trusted), **(custom_objects or {}), **kwargs}
+        replaced = {**(custom_objects or {}), **kwargs}
+        data = {**saving.read_data(path, trusted, replaced), **replaced}
         if isinstance(path, str | pathlib.Path):
             path = saving.resolve_path(path)
         if env is not None:
@@ -347,21 +328,18 @@ class MultiTaskAlgorithm(SAC, ABC):
             raise TypeError(f"{cls.__name__} has no arguments {sorted(unknown)}.")
         model.__dict__.update(data)
         model._setup_model()
-        _, params, variables = load_from_zip_file(
-            path, device=device, load_data=False, print_system_info=print_system_info
-        )
-        model.set_parameters(params, exact_match=True, device=device)
-        for name, value in (variables or {}).items():
-            recursive_setattr(model, f"{name}.data", value.data)
+        saving.restore(model, path, device, print_system_info, replaced)
         return model
 
     @classmethod
     def _check_env(cls, env: GymEnv, data: dict[str, Any]) -> Any:
         wrapped: Any = cls._wrap_env(env, data["verbose"])
-        found, _ = describe_tasks(wrapped, data["n_tasks"] if data["one_hot_size"] else None, 0)
-        names = list(found.names)
-        if find_tasks(wrapped) is not None and names != data["task_names"]:
-            raise ValueError(f"The model knows the tasks {data['task_names']}, the environment has {names}, in order.")
+        check_not_normalized(wrapped)
+        found = find_tasks(wrapped)
+        if found is not None and list(found.names) != data["task_names"]:
+            raise ValueError(
+                f"The model knows the tasks {data['task_names']}, the environment has {list(found.names)}, in order."
+            )
         check_for_correct_spaces(wrapped, data["observation_space"], data["action_space"])
         return wrapped
 
@@ -374,16 +352,3 @@ class MultiTaskAlgorithm(SAC, ABC):
         :raises ValueError: its spaces or tasks differ
         """
         super().set_env(self._check_env(env, self.__dict__), force_reset)
-
-
-def count_tasks(env: Any, n_tasks: int | None) -> int:
-    """
-    Number of tasks before the agent exists.
-
-    :param env: a ``VecEnv``, an environment, its id, or ``None``
-    :param n_tasks: number of tasks, if it was given
-    """
-    if n_tasks is not None:
-        return n_tasks
-    found = find_tasks(gym.make(env) if isinstance(env, str) else env)
-    return 1 if found is None else len(found.names)

@@ -16,10 +16,10 @@ from sb3_varshare import losses
 from sb3_varshare.presets import accepts_preset
 from sb3_varshare.replay import RewardScale, TaskReplayBuffer
 from sb3_varshare.types import TaskBatch
-from sb3_varshare.varshare_sac.arguments import check_choices, checked_batch_size, policy_arguments
+from sb3_varshare.varshare_sac import arguments
 from sb3_varshare.varshare_sac.entropy import initial_ent_coef, per_task, target_entropies
 from sb3_varshare.varshare_sac.memory import FLOAT_BYTES, check_fits, memory_need
-from sb3_varshare.varshare_sac.multi_task_algorithm import MultiTaskAlgorithm, check_env_spaces, count_tasks
+from sb3_varshare.varshare_sac.multi_task_algorithm import MultiTaskAlgorithm
 from sb3_varshare.varshare_sac.policies import MultiTaskPolicy
 
 # BRC's first moment decay for the entropy coefficient.
@@ -106,7 +106,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         "MlpPolicy": MultiTaskPolicy,
     }
 
-    @accepts_preset(count_tasks)
+    @accepts_preset(arguments.count_tasks)
     def __init__(
         self,
         policy: str | type[BasePolicy],
@@ -167,10 +167,10 @@ class VarShareSAC(MultiTaskAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        check_env_spaces(env)
+        env = arguments.checked_env(env, verbose)
         super().__init__(
             policy,  # type: ignore[arg-type]
-            env,  # type: ignore[arg-type]
+            env,
             learning_rate,
             buffer_size,
             learning_starts,
@@ -218,8 +218,8 @@ class VarShareSAC(MultiTaskAlgorithm):
     # Set-up
 
     def _setup_model(self) -> None:
-        check_choices(self)
-        self.batch_size = checked_batch_size(self.batch_size, self.n_tasks)
+        arguments.check_choices(self)
+        self.batch_size = arguments.checked_batch_size(self.batch_size, self.n_tasks)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.replay_buffer_class = self.replay_buffer_class or TaskReplayBuffer
@@ -231,6 +231,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         self._convert_train_freq()
         self._create_aliases()
         self._explorer = None
+        self._forget_open_episodes()
 
     def _replay_arguments(self) -> dict[str, Any]:
         return {
@@ -247,13 +248,14 @@ class VarShareSAC(MultiTaskAlgorithm):
         }
 
     def _make_policy(self) -> MultiTaskPolicy:
-        arguments = policy_arguments(self)
-        return self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **arguments)  # type: ignore
+        kwargs = arguments.policy_arguments(self)
+        return self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **kwargs)  # type: ignore
 
     def _check_memory(self) -> None:
-        on_same_device = self.replay_buffer.device.type == self.device.type
+        # Without an environment nothing is collected: the agent was loaded to act.
+        replay_counts = self.env is not None and self.replay_buffer.device.type == self.device.type
         replay = self.n_tasks * self.replay_buffer.buffer_size * self.replay_buffer.row_size * FLOAT_BYTES
-        self.memory_need = need = memory_need(self._make_policy, replay if on_same_device else 0)
+        self.memory_need = need = memory_need(self._make_policy, replay if replay_counts else 0)
         if self.verbose >= 1:
             print(f"VarShareSAC takes {need}")
         check_fits(

@@ -15,7 +15,9 @@ def play(scale: RewardScale, task: int, rewards: list[float], end: str | None, e
     """One episode of one env; ``end`` is terminated, truncated, both, or None for an episode that goes on."""
     for step, reward in enumerate(rewards):
         last = step == len(rewards) - 1
-        update_one(scale, env, task, reward, last and end in ("terminated", "both"), last and end in ("truncated", "both"))
+        update_one(
+            scale, env, task, reward, last and end in ("terminated", "both"), last and end in ("truncated", "both")
+        )
 
 
 def update_one(

@@ -22,7 +22,14 @@ def make_buffer(buffer_size: int = 60, n_tasks: int = 3, n_envs: int = 3, **kwar
     observation_space = spaces.Box(-np.inf, np.inf, (OBSERVATION_SIZE + one_hot_size,), dtype=np.float32)
     action_space = spaces.Box(-1, 1, (ACTION_SIZE,), dtype=np.float32)
     return TaskReplayBuffer(
-        buffer_size, observation_space, action_space, "cpu", n_envs, n_tasks=n_tasks, one_hot_size=one_hot_size, **kwargs
+        buffer_size,
+        observation_space,
+        action_space,
+        "cpu",
+        n_envs,
+        n_tasks=n_tasks,
+        one_hot_size=one_hot_size,
+        **kwargs,
     )
 
 
@@ -277,7 +284,6 @@ def test_one_task_equals_sb3(n_steps: int) -> None:
     actions_space = spaces.Box(-1, 1, (ACTION_SIZE,), dtype=np.float32)
     theirs = NStepReplayBuffer(1000, space, actions_space, "cpu", n_envs=n_envs, n_steps=n_steps, gamma=gamma)
     rng = np.random.default_rng(0)
-    ends: list[np.ndarray] = []
     for step in range(n):
         # Distinct numbers identify a transition; the last step of all ends both episodes, so that nothing is open.
         observation = np.stack([np.full(2, step), rng.normal(size=2)], 1).astype(np.float32)
@@ -288,24 +294,20 @@ def test_one_task_equals_sb3(n_steps: int) -> None:
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": bool(d and rng.random() < 0.5)} for d in dones]
         ours.add(observation, next_observation, actions, rewards, dones, infos)
         theirs.add(observation, next_observation, actions, rewards, dones, infos)
-        ends.append(dones)
     mine = {row[1]: row for row in stored(ours, 0)}
     assert len(mine) == n * n_envs
-    for env in range(n_envs):
-        # SB3 draws the env at random.
-        for _ in range(4):
-            samples = theirs._get_samples(np.arange(n))
-            for step in range(n):
-                row = mine[samples.observations[step, 1].item()]
-                # Where the episode terminates within the window SB3 masks by `dones`.
-                bootstrap = samples.discounts[step, 0] * (1 - samples.dones[step, 0]) if n_steps > 1 else None
-                np.testing.assert_allclose(row[4:7], samples.actions[step], rtol=1e-6)
-                np.testing.assert_allclose(row[2:4], samples.next_observations[step], rtol=1e-6)
-                np.testing.assert_allclose(row[-2], samples.rewards[step, 0], rtol=1e-5, atol=1e-6)
-                if bootstrap is not None:
-                    np.testing.assert_allclose(row[-1], bootstrap, rtol=1e-5)
-                else:
-                    np.testing.assert_allclose(row[-1], gamma * (1 - samples.dones[step, 0]), rtol=1e-6)
+    # SB3 draws the env of each row at random: several draws see both.
+    for _ in range(8):
+        samples = theirs._get_samples(np.arange(n))
+        for step in range(n):
+            row = mine[samples.observations[step, 1].item()]
+            # Where the episode terminates within the window SB3 masks by `dones`.
+            assert samples.discounts is not None
+            bootstrap = samples.discounts[step, 0] * (1 - samples.dones[step, 0])
+            np.testing.assert_allclose(row[4:7], samples.actions[step], rtol=1e-6)
+            np.testing.assert_allclose(row[2:4], samples.next_observations[step], rtol=1e-6)
+            np.testing.assert_allclose(row[-2], samples.rewards[step, 0], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(row[-1], bootstrap, rtol=1e-5)
 
 
 # Files and devices

@@ -61,7 +61,9 @@ class TargetEnv(gym.Env):
         return self._observe(), reward, over and self.terminates, over and not self.terminates, info
 
 
-def make_target_env(targets: dict[str, float] | None = None, n_envs: int | None = None, **kwargs: Any) -> MultiTaskVecEnv:
+def make_target_env(
+    targets: dict[str, float] | None = None, n_envs: int | None = None, **kwargs: Any
+) -> MultiTaskVecEnv:
     """Target tasks by name; by default a pair in open conflict."""
     targets = targets or {"plus": 0.7, "minus": -0.7}
     return make_multitask_env({name: lambda t=t: TargetEnv(t, **kwargs) for name, t in targets.items()}, n_envs)

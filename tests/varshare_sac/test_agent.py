@@ -13,8 +13,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sb3_varshare import VarShareSAC, make_multitask_env
+from sb3_varshare import MultiTaskPolicy, VarShareSAC, make_multitask_env
 
 TinyAgent = Callable[..., VarShareSAC]
 TargetEnvs = Callable[..., Any]
@@ -47,7 +48,7 @@ class ForeignEnv(gym.Env):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         assert self.action_space.contains(action)
         self.time += 1
-        return self._observe(), -float(action[0]) ** 2, self.time == 3, False, {}
+        return self._observe(), -(float(action[0]) ** 2), self.time == 3, False, {}
 
 
 class Watch(BaseCallback):
@@ -84,9 +85,7 @@ def test_all_tasks_transitions_count_together(tiny_agent: TinyAgent) -> None:
 
 
 @pytest.mark.parametrize(("gradient_steps", "train_freq", "expected"), [(2, 1, 40), (1, 2, 10), (-1, 1, 40)])
-def test_gradient_steps_as_in_sb3(
-    tiny_agent: TinyAgent, gradient_steps: int, train_freq: int, expected: int
-) -> None:
+def test_gradient_steps_as_in_sb3(tiny_agent: TinyAgent, gradient_steps: int, train_freq: int, expected: int) -> None:
     model = tiny_agent(learning_starts=20, gradient_steps=gradient_steps, train_freq=train_freq)
     model.learn(60)
     assert model._n_updates == expected
@@ -98,7 +97,9 @@ def test_learning_goes_on_from_where_it_stopped(tiny_agent: TinyAgent) -> None:
     assert model.num_timesteps == 60 and model.replay_buffer.size() == 60
 
 
-def test_the_warm_up_lasts_until_every_task_has_finished_an_episode(tiny_agent: TinyAgent, single_target_env: type) -> None:
+def test_the_warm_up_lasts_until_every_task_has_finished_an_episode(
+    tiny_agent: TinyAgent, single_target_env: type
+) -> None:
     env = make_multitask_env({"short": single_target_env, "long": lambda: single_target_env(n_steps=30)})
     model, watch = tiny_agent(env, learning_starts=4), Watch()
     with th.no_grad():  # the policy's own actions are told from random ones by being all alike
@@ -194,7 +195,9 @@ def test_an_episode_that_a_new_environment_cuts_is_forgotten(tiny_agent: TinyAge
 # One task
 
 
-def test_predict_task_takes_names_indices_and_short_observations(tiny_agent: TinyAgent, single_target_env: type) -> None:
+def test_predict_task_takes_names_indices_and_short_observations(
+    tiny_agent: TinyAgent, single_target_env: type
+) -> None:
     env = make_multitask_env({"small": single_target_env, "large": lambda: single_target_env(observation_size=5)})
     model = tiny_agent(env)
     short = np.array([0.5, -0.5], dtype=np.float32)
@@ -271,8 +274,6 @@ def test_without_successes_none_are_logged(tiny_agent: TinyAgent, tmp_path: Path
 
 
 def test_tensorboard_has_a_curve_per_task(tiny_agent: TinyAgent, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     tiny_agent(tensorboard_log=str(tmp_path)).learn(60, log_interval=4).logger.close()
     (run,) = tmp_path.iterdir()
     assert run.name == "VarShareSAC_1"
@@ -292,7 +293,9 @@ def test_returns_of_the_training_episodes_are_raw(tiny_agent: TinyAgent, target_
 # Arguments
 
 
-@pytest.mark.parametrize("policy_kwargs", [{}, {"optimizer_class": th.optim.SGD, "optimizer_kwargs": {"momentum": 0.5}}])
+@pytest.mark.parametrize(
+    "policy_kwargs", [{}, {"optimizer_class": th.optim.SGD, "optimizer_kwargs": {"momentum": 0.5}}]
+)
 def test_policy_kwargs_are_not_changed(tiny_agent: TinyAgent, policy_kwargs: dict[str, Any]) -> None:
     given = dict(policy_kwargs)
     model = tiny_agent(policy_kwargs=policy_kwargs)
@@ -313,8 +316,6 @@ def test_an_optimizer_without_a_fused_version_can_be_used(tiny_agent: TinyAgent)
 
 @pytest.mark.parametrize("policy", ["MultiTaskPolicy", "MlpPolicy"])
 def test_both_names_of_the_policy(policy: str, target_env: TargetEnvs) -> None:
-    from sb3_varshare import MultiTaskPolicy
-
     model = VarShareSAC(policy, target_env(), actor_width=4, critic_width=4, device="cpu")
     assert type(model.policy) is MultiTaskPolicy
 

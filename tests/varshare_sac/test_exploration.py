@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_varshare import VarShareSAC
+from sb3_varshare import VarShareSAC, make_multitask_env
 
 TinyAgent = Callable[..., VarShareSAC]
 
@@ -88,8 +88,6 @@ def test_recentring_within_an_episode_changes_no_action(quiet_agent: TinyAgent) 
 
 
 def test_drawn_actions_are_masked_and_in_the_models_action_space(tiny_agent: TinyAgent, single_target_env: Any) -> None:
-    from sb3_varshare import make_multitask_env
-
     env = make_multitask_env(
         {"two": lambda: single_target_env(action_size=2), "one": lambda: single_target_env(action_size=1)}
     )

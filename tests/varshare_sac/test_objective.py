@@ -151,7 +151,9 @@ def test_the_target_follows_by_tau(ready_agent: TinyAgent, interval: int) -> Non
             th.testing.assert_close(ours, theirs.detach(), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("recenter_every", "n_steps", "centred"), [(0, 10, False), (1, 1, True), (10, 9, False), (10, 10, True)])
+@pytest.mark.parametrize(
+    ("recenter_every", "n_steps", "centred"), [(0, 10, False), (1, 1, True), (10, 9, False), (10, 10, True)]
+)
 def test_recentring_every_so_many_steps(
     ready_agent: TinyAgent, recenter_every: int, n_steps: int, centred: bool
 ) -> None:
