@@ -177,7 +177,9 @@ def scores(returns: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, li
     for task, random in returns["random"].items():
         zero, one = np.mean(random), max(np.mean(tasks[task]) for tasks in returns.values())
         for agent, tasks in returns.items():
-            scaled[agent][task] = [float((value - zero) / (one - zero or 1)) for value in tasks[task]]
+            # Where nobody beats the random policy there is no scale.
+            span = one - zero if one > zero else np.nan
+            scaled[agent][task] = [float((value - zero) / span) for value in tasks[task]]
     return scaled
 
 

@@ -75,7 +75,8 @@ class Adapter(nn.Module, ABC):
         :param theta: the layer's base weight
         """
 
-    def averaged_product(self, x: th.Tensor, tensors: tuple[th.Tensor, ...]) -> th.Tensor:
+    @staticmethod
+    def averaged_product(x: th.Tensor, tensors: tuple[th.Tensor, ...]) -> th.Tensor:
         """
         Mean output of the layer, without its bias, from :meth:`averaged_tensors` or an average of them.
 

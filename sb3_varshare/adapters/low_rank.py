@@ -55,7 +55,8 @@ class LowRank(Adapter):
     def averaged_tensors(self, theta: th.Tensor) -> tuple[th.Tensor, ...]:
         return theta, self.factor.mu, self.v
 
-    def averaged_product(self, x: th.Tensor, tensors: tuple[th.Tensor, ...]) -> th.Tensor:
+    @staticmethod
+    def averaged_product(x: th.Tensor, tensors: tuple[th.Tensor, ...]) -> th.Tensor:
         theta, mu, v = tensors
         return task_matmul(x, theta) + task_matmul(task_matmul(x, mu), v)
 

@@ -133,8 +133,7 @@ class AveragedLinear(nn.Module):
 
     def __init__(self, source: TaskLinear) -> None:
         super().__init__()
-        # In a tuple, so that the source's parameters do not become this module's.
-        self._adapter = (source.adapter,)
+        self._product = type(source.adapter).averaged_product
         tensors = (tensor.detach().clone() for tensor in source.averaged_tensors())
         self.tensors = nn.ParameterList(nn.Parameter(tensor, requires_grad=False) for tensor in tensors)
 
@@ -145,7 +144,7 @@ class AveragedLinear(nn.Module):
     def forward(self, x: th.Tensor, sample: bool = False) -> th.Tensor:
         """As the source's mean output; there is nothing to sample."""
         *tensors, bias = self.tensors
-        return self._adapter[0].averaged_product(x, tuple(tensors)) + bias
+        return self._product(x, tuple(tensors)) + bias
 
 
 class TaskLayerNorm(nn.Module):
