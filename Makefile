@@ -15,6 +15,8 @@ SEED ?=
 PRESET ?=
 WIDTH ?=
 LOG_DIR ?=
+# Further arguments for the training: make train ARGS="--beta 0.1 --task-input one_hot"
+ARGS ?=
 
 # The first interpreter that runs and has a version that the package accepts (a name on PATH may be an empty shim).
 define find_python
@@ -36,7 +38,7 @@ PRESENT = $(wildcard $(SOURCES))
 help:  ## print this list
 	@echo "make <target> [VARIABLE=value ...]"; echo
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
-	@echo; echo "train takes SUITE ($(SUITE)), STEPS, ADAPTER, SEED, PRESET, WIDTH, LOG_DIR; all targets take VENV ($(VENV)) and PYTHON."
+	@echo; echo "train takes SUITE ($(SUITE)), STEPS, ADAPTER, SEED, PRESET, WIDTH, LOG_DIR, ARGS; all targets take VENV ($(VENV)) and PYTHON."
 
 $(STAMP): setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 and < 3.14 found on PATH; name one with PYTHON=/path/to/python." >&2; exit 1; }
@@ -47,7 +49,7 @@ $(STAMP): setup.py constraints.txt
 train: $(STAMP)  ## train one agent on SUITE and print a table per task
 	$(PY) examples/train_suite.py --suite $(SUITE) $(if $(STEPS),--steps $(STEPS)) $(if $(ADAPTER),--adapter $(ADAPTER)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(PRESET),--preset $(PRESET)) $(if $(WIDTH),--width $(WIDTH)) \
-		$(if $(LOG_DIR),--log-dir $(LOG_DIR))
+		$(if $(LOG_DIR),--log-dir $(LOG_DIR)) $(ARGS)
 
 test: $(STAMP)  ## run the tests
 	$(PY) -m pytest $(PYTEST_FLAGS)

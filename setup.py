@@ -28,10 +28,7 @@ ZOO = [
 EXAMPLES = [
     "tyro>=0.9",
     "matplotlib>=3.8",
-    "scipy>=1.11",
-    "psutil>=5.9",
-    "rich>=13",
-    "tqdm>=4.66",
+    "pandas>=2.2,<3",
     "sb3-contrib>=2.9,<3",
     "tensorboard>=2.21",
 ]
@@ -62,6 +59,10 @@ setup(
         "torch>=2.8,<3",
         "gymnasium>=1.1,<2",
         "numpy>=1.26,<2.4",
+        "scipy>=1.11",
+        "psutil>=5.9",
+        "rich>=13",
+        "tqdm>=4.66",
     ],
     extras_require={
         "metaworld": METAWORLD,

@@ -10,9 +10,6 @@ import gymnasium
 import numpy as np
 import pytest
 
-# SB3 silences this one when it is imported, which pytest undoes after the test that imported it.
-pytestmark = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = REPOSITORY / "README.md"
 PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

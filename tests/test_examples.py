@@ -14,9 +14,6 @@ from typing import Any
 import gymnasium
 import pytest
 
-# SB3 silences this one when it is imported, which pytest undoes after the test that imported it.
-pytestmark = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
-
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PENDULUMS = {"swing-up", "swing-up-twin", "forward", "reversed", "light"}
 # Episodes of the contextual suite have 200 steps, and its warm-up lasts for one of each task.

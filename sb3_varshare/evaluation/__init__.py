@@ -2,6 +2,6 @@
 
 from sb3_varshare.evaluation.eval_callback import EvalTasksCallback
 from sb3_varshare.evaluation.evaluate import evaluate_tasks
-from sb3_varshare.evaluation.task_evaluation import Estimate, TaskEvaluation
+from sb3_varshare.evaluation.task_evaluation import EpisodeResult, Estimate, TaskEvaluation
 
-__all__ = ["Estimate", "EvalTasksCallback", "TaskEvaluation", "evaluate_tasks"]
+__all__ = ["EpisodeResult", "Estimate", "EvalTasksCallback", "TaskEvaluation", "evaluate_tasks"]

@@ -60,8 +60,17 @@ class EvalTasksCallback(BaseCallback):
                 raise ValueError(
                     "The training environment has no evaluation twin: give EvalTasksCallback an eval_env of its own."
                 )
+        if self.evaluate_base and not self.model.policy.has_base:
+            raise ValueError("evaluate_base=True needs a shared base, which independent networks do not have.")
         if self.log_path is not None:
             self.log_path.mkdir(parents=True, exist_ok=True)
+            if self.model.num_timesteps == 0 and self._table.exists():
+                raise FileExistsError(f"{self._table} holds another run; choose another log_path or move it away.")
+
+    @property
+    def _table(self) -> Path:
+        assert self.log_path is not None
+        return self.log_path / "evaluations.csv"
 
     def _on_training_start(self) -> None:
         # A training that counts from zero again is evaluated from its start.
@@ -114,9 +123,8 @@ class EvalTasksCallback(BaseCallback):
     def _write(self, weights: str, evaluation: TaskEvaluation) -> None:
         if self.log_path is None:
             return
-        path = self.log_path / "evaluations.csv"
-        is_new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
+        is_new = not self._table.exists()
+        with self._table.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if is_new:
                 writer.writerow(COLUMNS)

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_varshare.adapters import ADAPTERS
 from sb3_varshare.presets import default_batch_size
-from sb3_varshare.tasks.suite import TaskDescription, find_tasks
+from sb3_varshare.tasks.suite import TaskDescription, find_tasks, nearest
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "adapter": (*ADAPTERS, "embedding"),
@@ -145,7 +145,8 @@ def check_choices(model: Any) -> None:
     """
     for name, choices in CHOICES.items():
         if getattr(model, name) not in choices:
-            raise ValueError(f"{name} must be one of {choices}, got {getattr(model, name)!r}.")
+            hint = nearest(str(getattr(model, name)), [str(choice) for choice in choices])
+            raise ValueError(f"{name} must be one of {choices}, got {getattr(model, name)!r}; {hint}")
     for name, (holds, words) in RANGES.items():
         if not holds(getattr(model, name)):
             raise ValueError(f"{name} must be {words}, got {getattr(model, name)!r}.")

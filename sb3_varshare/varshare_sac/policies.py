@@ -269,6 +269,11 @@ class MultiTaskPolicy(BasePolicy):
         """
         return q_values(self.critic(self.observation_norm(observations), actions), self.critic.support)
 
+    @property
+    def has_base(self) -> bool:
+        """Whether the tasks share anything that could act alone."""
+        return not any(layer.adapter.per_task_base for layer in self.actor.linears())
+
     @contextmanager
     def base_only(self) -> Iterator[None]:
         """Within this context the policy acts with the shared base alone, phi = 0."""
