@@ -60,11 +60,13 @@ class EvalTasksCallback(BaseCallback):
                 raise ValueError(
                     "The training environment has no evaluation twin: give EvalTasksCallback an eval_env of its own."
                 )
-        if self.evaluate_base and not self.model.policy.has_base:
-            raise ValueError("evaluate_base=True needs a shared base, which independent networks do not have.")
+        if self.evaluate_base and not getattr(self.model.policy, "has_base", False):
+            raise ValueError(
+                "evaluate_base=True needs a shared base, which neither independent networks nor agents of SB3 have."
+            )
         if self.log_path is not None:
             self.log_path.mkdir(parents=True, exist_ok=True)
-            if self.model.num_timesteps == 0 and self._table.exists():
+            if self.last is None and self.model.num_timesteps == 0 and self._table.exists():
                 raise FileExistsError(f"{self._table} holds another run; choose another log_path or move it away.")
 
     @property

@@ -49,8 +49,8 @@ def evaluate_tasks(
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
-    if base and not isinstance(model, VarShareSAC):
-        raise ValueError(f"base=True needs a VarShareSAC, {type(model).__name__} has no shared base.")
+    if base and not getattr(model.policy, "has_base", False):
+        raise ValueError("base=True needs a shared base, which neither independent networks nor agents of SB3 have.")
     venv = evaluation_env(env)
     try:
         tasks, one_hot_size = _tasks_of(model, venv)

@@ -118,15 +118,45 @@ def test_training_does_not_notice(agent: Agent, counting_envs: Envs) -> None:
 
 @pytest.mark.parametrize("reset_num_timesteps", [True, False])
 def test_a_second_training_is_evaluated_too(
-    agent: Agent, counting_envs: Envs, tmp_path: Path, reset_num_timesteps: bool
+    agent: Agent, counting_envs: Envs, monkeypatch: pytest.MonkeyPatch, reset_num_timesteps: bool
 ) -> None:
-    callback = EvalTasksCallback(eval_freq=10, n_episodes=1, log_path=tmp_path)
+    steps: list[int] = []
+    original = eval_callback.evaluate_tasks
+
+    def evaluate(model: Any, *args: Any, **kwargs: Any) -> TaskEvaluation:
+        steps.append(model.num_timesteps)
+        return original(model, *args, **kwargs)
+
+    monkeypatch.setattr(eval_callback, "evaluate_tasks", evaluate)
+    callback = EvalTasksCallback(eval_freq=10, n_episodes=1)
     model = agent(counting_envs(PAIR))
     model.learn(24, callback=callback)
-    n_first = len(rows_of(tmp_path))
+    assert steps == [0, 10, 20, 24]
+    steps.clear()
     model.learn(24, callback=callback, reset_num_timesteps=reset_num_timesteps)
-    later = [int(row["step"]) for row in rows_of(tmp_path)[n_first:] if row["task"] == "a"]
-    assert later == ([0, 10, 20, 24] if reset_num_timesteps else [30, 40, 48])
+    assert steps == ([0, 10, 20, 24] if reset_num_timesteps else [30, 40, 48])
+
+
+def test_two_runs_do_not_share_a_table(agent: Agent, counting_envs: Envs, tmp_path: Path) -> None:
+    def callback() -> EvalTasksCallback:
+        return EvalTasksCallback(eval_freq=10, n_episodes=1, log_path=tmp_path)
+
+    model = agent(counting_envs(PAIR)).learn(12, callback=callback())
+    before = (tmp_path / "evaluations.csv").read_text()
+    with pytest.raises(FileExistsError, match="holds another run"):
+        agent(counting_envs(PAIR)).learn(12, callback=callback())
+    assert (tmp_path / "evaluations.csv").read_text() == before
+    model.learn(12, callback=callback(), reset_num_timesteps=False)
+    assert (tmp_path / "evaluations.csv").read_text().startswith(before)
+
+
+def test_a_base_that_does_not_exist_is_refused_at_the_start(agent: Agent, counting_envs: Envs) -> None:
+    independent = agent(counting_envs(PAIR), adapter="independent")
+    sb3 = SAC("MlpPolicy", counting_envs(PAIR), buffer_size=10, device="cpu", policy_kwargs={"net_arch": [4]})
+    for model in (independent, sb3):
+        with pytest.raises(ValueError, match="needs a shared base"):
+            model.learn(12, callback=EvalTasksCallback(evaluate_base=True))
+        assert model.num_timesteps == 0
 
 
 def test_an_environment_of_ones_own_is_used_and_left_open(

@@ -109,8 +109,14 @@ def test_a_model_of_sb3_can_be_evaluated(counting_envs: Envs) -> None:
         "long": 4.5,
         "mixed": -0.5,
     }
-    with pytest.raises(ValueError, match="SAC has no shared base"):
+    with pytest.raises(ValueError, match="needs a shared base"):
         evaluate_tasks(model, env, base=True)
+
+
+def test_independent_networks_have_no_base(agent: Agent, counting_envs: Envs) -> None:
+    env = counting_envs({"a": {}, "b": {}})
+    with pytest.raises(ValueError, match="needs a shared base"):
+        evaluate_tasks(agent(env, adapter="independent"), env, base=True)
 
 
 def test_a_foreign_environment_is_named_by_the_model(agent: Agent, counting_envs: Envs) -> None:

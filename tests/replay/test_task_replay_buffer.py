@@ -178,6 +178,15 @@ def test_sampling_is_uniform_over_what_each_task_has() -> None:
         assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
+def test_a_draw_that_rounds_up_is_the_last_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = make_buffer()
+    feeder = Feeder(buffer)
+    for _ in range(2):
+        feeder.step([0, 1, 2])
+    monkeypatch.setattr(th, "rand", lambda *size, device: th.ones(size))
+    assert buffer.sample(3).observations[..., 0].flatten().tolist() == [3, 4, 5]
+
+
 def test_without_a_one_hot_there_is_one_task() -> None:
     buffer = make_buffer(n_tasks=1, n_envs=2, one_hot_size=0)
     observations = np.arange(4, dtype=np.float32).reshape(2, 2)

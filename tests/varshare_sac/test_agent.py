@@ -137,6 +137,31 @@ def test_stored_actions_of_missing_dimensions_are_zero(tiny_agent: TinyAgent, si
     assert unmasked.target_entropy_tensor.tolist() == [-1.0, -1.0]
 
 
+@pytest.mark.parametrize("terminates", [False, True])
+def test_the_end_of_an_episode_reaches_replay_and_reward_scale(
+    tiny_agent: TinyAgent, target_env: TargetEnvs, terminates: bool
+) -> None:
+    """Rewards near -100 in episodes of four steps: a termination ends the return, a truncation goes on for ever."""
+    model = tiny_agent(target_env({"a": 10.0, "b": 10.0}, terminates=terminates), gamma=0.5, learning_starts=100)
+    model.learn(40)
+    discounts = model.replay_buffer.sample(400).discounts
+    assert sorted(set(discounts.flatten().tolist())) == ([0.0, 0.5] if terminates else [0.5])
+    # The last step's return is its reward alone, or that and all that would have followed.
+    largest = model.reward_scale.return_max
+    assert ((largest > -125) & (largest < -80)).all() if terminates else (largest < -160).all()
+
+
+def test_observations_are_normalised_by_what_the_agent_saw(tiny_agent: TinyAgent) -> None:
+    model = tiny_agent(normalize_observations=True)
+    model.learn(40)
+    norm, rows = model.policy.observation_norm, model.replay_buffer._rows
+    assert rows is not None
+    observations = rows[:, :20, :2]
+    th.testing.assert_close(norm.mean, observations.mean(1), atol=1e-5, rtol=1e-5)
+    th.testing.assert_close(norm.variance, observations.var(1, unbiased=False), atol=1e-5, rtol=1e-5)
+    assert norm.count.flatten().tolist() == [20, 20]  # type: ignore[operator,union-attr]
+
+
 # Seeds
 
 

@@ -50,9 +50,11 @@ def test_one_draw_per_env_and_episode(quiet_agent: TinyAgent, adapter: str) -> N
     assert abs(after[1] - first[1]) > 1e-3
 
 
-def test_a_new_episode_may_be_of_another_task(quiet_agent: TinyAgent) -> None:
+@pytest.mark.parametrize("kwargs", [{}, {"normalize_observations": True}, {"task_input": "embedding"}])
+def test_a_new_episode_may_be_of_another_task(quiet_agent: TinyAgent, kwargs: dict[str, Any]) -> None:
     """The draw is from the posterior of the task that the episode plays, not of the env."""
-    model = quiet_agent(sigma_prior=1e-6)
+    model = quiet_agent(sigma_prior=1e-6, **kwargs)
+    model.policy.observation_norm.update(np.array([[0.0, 2.0], [1.0, 9.0]], dtype=np.float32), np.array([0, 0]))
     with th.no_grad():
         for mu in model.policy.actor.means():
             mu.normal_(0, 0.5, generator=th.Generator().manual_seed(0))

@@ -93,6 +93,22 @@ def test_gradient_law(ready_agent: TinyAgent, adapter: str, kl_scale: str) -> No
                 assert th.equal(gradient, without[name][key]), key
 
 
+def test_rewards_count_in_units_of_the_tasks_range(ready_agent: TinyAgent) -> None:
+    """Rewards and their range ten times as large: the same gradient, if there is no entropy to weigh them against."""
+    model = ready_agent(ent_coef=0.0)
+    rows = model.replay_buffer._rows
+    assert rows is not None
+    before = gradients(model, 0.0)["critic"]
+    rows[0, :, -2] *= 10
+    larger = gradients(model, 0.0)["critic"]
+    model.reward_scale.return_max[0] *= 10
+    model.reward_scale.return_min[0] *= 10
+    scaled = gradients(model, 0.0)["critic"]
+    for key, gradient in before.items():
+        th.testing.assert_close(scaled[key], gradient, rtol=1e-4, atol=1e-6)
+    assert not th.allclose(larger["net.linear_out.bias"], before["net.linear_out.bias"], rtol=1e-2)
+
+
 def test_the_pull_on_rho_vanishes_at_the_prior(ready_agent: TinyAgent) -> None:
     model = ready_agent()
     without, with_kl = gradients(model, 0.0), gradients(model, 1.0)
