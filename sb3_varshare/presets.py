@@ -63,6 +63,7 @@ def small(n_tasks: int) -> dict[str, Any]:
         "buffer_size": 100_000 * n_tasks,
         "actor_width": 64,
         "critic_width": 64,
+        "critic_depth": 1,
     }
 
 
