@@ -51,7 +51,7 @@ class Args:
     :param beta: weight of the KL
     :param sigma_prior: standard deviation of the prior, relative to the initial weights
     :param task_input: what the networks are told about the task; by default nothing
-    :param eval_freq: transitions of each task between evaluations; by default a tenth of the steps
+    :param eval_freq: transitions of each task between evaluations; by default a fifth of the steps
     :param eval_episodes: of each task in an evaluation during training
     :param final_episodes: of each task for the table at the end
     :param device: cpu, cuda or auto
@@ -207,7 +207,7 @@ def train(args: Args, model: VarShareSAC, steps: int, log_dir: Path) -> float:
     :return: wall-clock seconds, evaluations included
     """
     model.set_logger(configure(str(log_dir), ["csv", "tensorboard"]))
-    eval_freq = args.eval_freq * model.n_tasks if args.eval_freq else max(1, steps // 10)
+    eval_freq = args.eval_freq * model.n_tasks if args.eval_freq else max(1, steps // 5)
     evaluate = EvalTasksCallback(
         eval_freq=eval_freq,
         n_episodes=args.eval_episodes,
