@@ -74,7 +74,7 @@ def medium(n_tasks: int) -> dict[str, Any]:
     :param n_tasks: tasks T
     """
     return {
-        "learning_rate": 1e-3,
+        "learning_rate": 3e-4,
         "beta": 0.03,
         "batch_size": 128 * n_tasks,
         "buffer_size": 200_000 * n_tasks,
