@@ -16,7 +16,7 @@ FLOAT_BYTES = 4
 COPIES_PER_PARAMETER = 4
 # What a gradient step keeps for its backward pass: composed weights, sigma, its square, and their gradients. Chosen so
 # that the count meets what was measured on MT10 and MT50 with full residuals, see docs/results.md.
-WORKING_COPIES = 5
+WORKING_COPIES = 7
 
 
 class MemoryNeed(NamedTuple):
