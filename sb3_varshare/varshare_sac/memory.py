@@ -14,8 +14,8 @@ GIB = 2**30
 FLOAT_BYTES = 4
 # Value, gradient and the two moments of Adam.
 COPIES_PER_PARAMETER = 4
-# What a gradient step keeps for its backward pass: composed weights, sigma, its square, and their gradients. Chosen so
-# that the count meets what was measured on MT10 and MT50 with full residuals, see docs/results.md.
+# What a gradient step keeps for its backward pass: composed weights, sigma, its square, and their gradients. Fitted so
+# that the count meets what was measured on MT10 and MT50 with full residuals at width 256, see docs/results.md.
 WORKING_COPIES = 7
 
 

@@ -35,7 +35,6 @@ UNREADABLE = (
     zlib.error,
     KeyError,
     ValueError,
-    NotImplementedError,
     RuntimeError,
     EOFError,
     OSError,
