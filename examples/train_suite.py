@@ -26,11 +26,14 @@ from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
-from sb3_varshare import EvalTasksCallback, MultiTaskVecEnv, VarShareSAC, evaluate_tasks, make_multitask_env
+from sb3_varshare import EvalTasksCallback, MultiTaskVecEnv, VarShareSAC, evaluate_tasks
+from sb3_varshare.tasks import make_suite
 from sb3_varshare.varshare_sac.diagnostics import residual_statistics
 
 STEPS_PER_TASK = {"contextual": 6_000, "MT3": 50_000}
 STEPS_PER_TASK_ELSEWHERE = 20_000
+# On Meta-World a step costs a fraction of a gradient step: more data for the same time.
+ENVS_PER_TASK = {"MT3": 2}
 PRESETS = {"contextual": "small", "MT3": "medium"}
 
 
@@ -46,6 +49,7 @@ class Args:
     :param preset: other defaults; plain is none of them; by default small for contextual, medium for MT3, plain
         elsewhere
     :param width: hidden features of actor and critics
+    :param n_envs: environments that are stepped at once; by default two for each task of MT3, one elsewhere
     :param log_dir: by default runs/<suite>/<adapter>_seed<seed>; a folder that holds a run is left alone, and the next
         free number is appended
     :param beta: weight of the KL
@@ -65,6 +69,7 @@ class Args:
     seed: int = 0
     preset: Literal["plain", "small", "medium", "brc"] | None = None
     width: int | None = None
+    n_envs: int | None = None
     log_dir: Path | None = None
     beta: float | None = None
     sigma_prior: float | None = None
@@ -127,6 +132,15 @@ def free_folder(folder: Path) -> Path:
     """
     numbered = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([folder], numbered) if not (path / "evaluations.csv").exists())
+
+
+def make_env(args: Args) -> MultiTaskVecEnv:
+    """
+    :param args: which tasks, how many environments
+    """
+    suite = make_suite(args.suite[0] if len(args.suite) == 1 else args.suite)
+    n_envs = args.n_envs or suite.n_tasks * ENVS_PER_TASK.get(args.suite_name, 1)
+    return MultiTaskVecEnv(suite, n_envs, args.seed)
 
 
 def make_model(args: Args, env: MultiTaskVecEnv) -> VarShareSAC:
@@ -234,11 +248,10 @@ def main(args: Args) -> Path:
     :param args: what to train
     :return: the folder with all outputs
     """
-    suite = args.suite[0] if len(args.suite) == 1 else args.suite
     if args.threads or args.chosen_preset == "small":
         th.set_num_threads(args.threads or 1)
     try:
-        env = make_multitask_env(suite, seed=args.seed)
+        env = make_env(args)
         model = make_model(args, env)
     except (ValueError, MemoryError, ImportError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error

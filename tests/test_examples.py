@@ -129,6 +129,14 @@ def test_train_suite_defaults() -> None:
     assert example.Args().chosen_preset == "small"
     assert example.Args(preset="plain").chosen_preset is None
     assert example.Args(suite=("MT10",)).chosen_preset is None
+    for args, n_envs in (
+        (example.Args(), 5),
+        (example.Args(suite=("MT3",)), 6),
+        (example.Args(suite=("MT3",), n_envs=4), 4),
+    ):
+        env = example.make_env(args)
+        assert env.num_envs == n_envs
+        env.close()
     names = {
         example.Args().run_name: "varshare_seed0",
         example.Args(adapter="none", task_input="one_hot", seed=3).run_name: "none_one_hot_seed3",
