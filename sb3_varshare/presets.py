@@ -72,7 +72,8 @@ def medium(n_tasks: int) -> dict[str, Any]:
     For a few simulated robots within an hour on a CPU.
 
     An action moves the scaled return by some hundredths only: an entropy coefficient that starts at 0.1 needs 15,000
-    gradient steps to fall below that, and the policy stays random until then.
+    gradient steps to fall below that, and the policy stays random until then. Adam takes full steps however small a
+    gradient is: at the learning rate of the shared weights the actor's residuals drift far from their prior.
 
     :param n_tasks: tasks T
     """
@@ -81,6 +82,7 @@ def medium(n_tasks: int) -> dict[str, Any]:
         "beta": 0.03,
         "batch_size": 64 * n_tasks,
         "ent_coef": "auto_0.003",
+        "mu_lr_multiplier": 0.1,
         "buffer_size": 200_000 * n_tasks,
         "actor_width": 128,
         "critic_width": 128,
