@@ -30,7 +30,7 @@ from sb3_varshare import EvalTasksCallback, MultiTaskVecEnv, VarShareSAC, evalua
 from sb3_varshare.tasks import make_suite
 from sb3_varshare.varshare_sac.diagnostics import residual_statistics
 
-STEPS_PER_TASK = {"contextual": 6_000, "MT3": 100_000}
+STEPS_PER_TASK = {"contextual": 6_000, "MT3": 60_000}
 STEPS_PER_TASK_ELSEWHERE = 20_000
 # On Meta-World a step costs a fraction of a gradient step: more data for the same time.
 ENVS_PER_TASK = {"MT3": 2}
@@ -43,7 +43,7 @@ class Args:
     What to train.
 
     :param suite: contextual, MT3, MT10, MT25, MT50, MT1/<task>, or several tasks such as metaworld/reach-v3
-    :param steps: transitions of each task; by default 6,000 for contextual, 100,000 for MT3, 20,000 elsewhere
+    :param steps: transitions of each task; by default 6,000 for contextual, 60,000 for MT3, 20,000 elsewhere
     :param adapter: what a task has of its own; by default the preset's, else varshare
     :param seed: of everything
     :param preset: other defaults; plain is none of them; by default small for contextual, medium for MT3, plain

@@ -80,6 +80,7 @@ def medium(n_tasks: int) -> dict[str, Any]:
     return {
         "learning_rate": 1e-3,
         "beta": 0.03,
+        "sigma_prior": 0.05,
         "batch_size": 64 * n_tasks,
         "ent_coef": "auto_0.003",
         "mu_lr_multiplier": 0.1,
