@@ -32,6 +32,9 @@ EXAMPLES = [
     "sb3-contrib>=2.9,<3",
     "tensorboard>=2.21",
 ]
+VIDEO = ["imageio[ffmpeg]>=2.34", "pillow>=10.1", "tyro>=0.9"]
+# Needs an environment of its own: it asks for a newer MuJoCo than Meta-World pins.
+MJLAB = ["mjlab>=1.6,<2"]
 DOCS = ["sphinx>=8", "furo>=2024.8", "myst-parser>=4"]
 TOOLS = [
     "pytest>=8",
@@ -69,7 +72,9 @@ setup(
         "dm-control": DM_CONTROL,
         "zoo": ZOO,
         "examples": EXAMPLES,
+        "video": VIDEO,
+        "mjlab": MJLAB,
         "docs": DOCS,
-        "dev": METAWORLD + EXAMPLES + DOCS + TOOLS,
+        "dev": METAWORLD + DM_CONTROL + EXAMPLES + VIDEO + DOCS + TOOLS,
     },
 )

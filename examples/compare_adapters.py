@@ -28,8 +28,9 @@ from rich.table import Table
 from sb3_contrib import TQC
 from stable_baselines3 import SAC
 
-from sb3_varshare import MultiTaskVecEnv, VarShareSAC, evaluate_tasks, make_multitask_env
+from sb3_varshare import MultiTaskVecEnv, TaskEvaluation, VarShareSAC, evaluate_tasks, make_multitask_env
 from sb3_varshare.evaluation.task_evaluation import EpisodeResult
+from sb3_varshare.tasks import check_same_protocol
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -117,28 +118,27 @@ def library(algorithm: type[SAC] | type[TQC], env: MultiTaskVecEnv, seed: int, a
     )
 
 
-def train_jointly(make: Callable[..., Any], env: MultiTaskVecEnv, seed: int, args: Args) -> list[EpisodeResult]:
+def train_jointly(make: Callable[..., Any], env: MultiTaskVecEnv, seed: int, args: Args) -> TaskEvaluation:
     """One agent for all tasks."""
     model = make(env, seed, args)
     model.learn(args.steps * env.n_tasks, progress_bar=True)
-    return evaluate_tasks(model, env, args.episodes).episodes
+    return evaluate_tasks(model, env, args.episodes)
 
 
-def train_apart(make: Callable[..., Any], env: MultiTaskVecEnv, seed: int, args: Args) -> list[EpisodeResult]:
+def train_apart(make: Callable[..., Any], env: MultiTaskVecEnv, seed: int, args: Args) -> TaskEvaluation:
     """One agent for each task, with as many steps of it."""
-    return [
-        episode
-        for task in env.task_names
-        for episode in train_jointly(make, MultiTaskVecEnv(env.suite.select([task]), seed=seed), seed, args)
-    ]
+    suites = [env.suite.select([task]) for task in env.task_names]
+    parts = [train_jointly(make, MultiTaskVecEnv(suite, seed=seed), seed, args) for suite in suites]
+    episodes = [episode for part in parts for episode in part.episodes]
+    return TaskEvaluation(list(env.task_names), episodes, env.suite.full_protocol)
 
 
-def play_randomly(env: MultiTaskVecEnv, seed: int, args: Args) -> list[EpisodeResult]:
+def play_randomly(env: MultiTaskVecEnv, seed: int, args: Args) -> TaskEvaluation:
     """Nobody learns."""
-    return evaluate_tasks(RandomAgent(env, seed), env, args.episodes).episodes
+    return evaluate_tasks(RandomAgent(env, seed), env, args.episodes)
 
 
-AGENTS: dict[str, Callable[[MultiTaskVecEnv, int, Args], list[EpisodeResult]]] = {
+AGENTS: dict[str, Callable[[MultiTaskVecEnv, int, Args], TaskEvaluation]] = {
     "varshare": partial(train_jointly, varshare),
     "varshare_tied": partial(train_jointly, partial(varshare, sigma_structure="tied")),
     "varshare_fixed": partial(train_jointly, partial(varshare, sigma_structure="fixed")),
@@ -230,18 +230,24 @@ def main(args: Args) -> list[Episode]:
         raise SystemExit(f"agents must be among {', '.join(AGENTS)}, got {', '.join(sorted(unknown))}")
     th.set_num_threads(args.threads)
     args.output.mkdir(parents=True, exist_ok=True)
-    episodes = []
+    episodes: list[Episode] = []
+    first: TaskEvaluation | None = None
     for seed in args.seeds:
         for agent in dict.fromkeys((*args.agents, "random")):
             env = make_multitask_env(args.suite[0] if len(args.suite) == 1 else args.suite, seed=seed)
             print(f"{agent}, seed {seed}")
-            episodes += [Episode(agent, seed, result) for result in AGENTS[agent](env, seed, args)]
+            evaluation = AGENTS[agent](env, seed, args)
+            first = first or evaluation
+            # What did not come about alike does not belong into one table.
+            check_same_protocol(first, evaluation)
+            episodes += [Episode(agent, seed, result) for result in evaluation.episodes]
             env.close()
             # After every run, so that an interrupted comparison keeps what it has.
             write_episodes(episodes, args.output / "episodes.csv")
     scaled = scores(returns_by_task(episodes))
     draw_figure(scaled, args.output / "scores.png")
     table, console = make_table(scaled, args), Console()
+    table.caption = first.protocol_line if first else None
     console.width = max(console.width, console.measure(table, options=console.options.update(width=1_000)).maximum)
     console.print(table)
     print(f"Saved in {args.output}")

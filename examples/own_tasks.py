@@ -113,21 +113,11 @@ def play(model: VarShareSAC, task: str, seed: int) -> float:
     total, is_over = 0.0, False
     while not is_over:
         action, _ = model.predict_task(observation, task=task)
-        observation, reward, terminated, truncated, _ = env.step(to_bounds(action, env.action_space))
+        # The action is the environment's own: of its length and within its bounds.
+        observation, reward, terminated, truncated, _ = env.step(action)
         total, is_over = total + float(reward), terminated or truncated
     env.close()
     return total
-
-
-def to_bounds(action: np.ndarray, space: Any) -> np.ndarray:
-    """
-    A suite's actions are in [-1, 1] and as long as the longest of its tasks; an environment has bounds of its own.
-
-    :param action: (A,) as the model gives it
-    :param space: the environment's action space
-    """
-    used: np.ndarray = action[: space.shape[0]]
-    return space.low + (used + 1) / 2 * (space.high - space.low)
 
 
 if __name__ == "__main__":

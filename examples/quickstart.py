@@ -52,7 +52,8 @@ def main(args: Args) -> TaskEvaluation:
     model.save(args.save_path)
     model = VarShareSAC.load(args.save_path, env=env)
 
-    # `Contextual-v0` shows the task's one-hot behind the observation; `predict_task` wants the observation alone.
+    # `Contextual-v0` shows the task's one-hot behind the observation; `predict_task` wants the observation alone, and
+    # gives the pendulum's own action, a torque in N m. The suite's environment itself takes what `predict` gives.
     single = gymnasium.make("Contextual-v0")
     observation, _ = single.reset(seed=args.seed, options={"task": "light"})
     action, _ = model.predict_task(observation[: -env.n_tasks], task="light")

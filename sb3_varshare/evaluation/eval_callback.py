@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_varshare.evaluation.evaluate import evaluate_tasks, evaluation_env
 from sb3_varshare.evaluation.task_evaluation import EpisodeResult, TaskEvaluation
+from sb3_varshare.tasks.protocol import check_same_protocol
 
 COLUMNS = ("step", "seconds", "weights", *EpisodeResult._fields)
 
@@ -21,7 +23,8 @@ class EvalTasksCallback(BaseCallback):
     Evaluates every task with the same number of episodes, at the first step and then regularly.
 
     Writes ``evaluations.csv`` (a row per step, task and episode; ``seconds`` is the wall-clock of training so far,
-    without the evaluations) and keeps the best model by mean success rate, then mean return, as ``best_model.zip``.
+    without the evaluations), beside it ``protocol.json``, and keeps the best model by mean success rate, then mean
+    return, as ``best_model.zip``. One table has one protocol: going on with another one is refused.
 
     :param eval_env: where to evaluate; by default the evaluation twin of the training environment
     :param eval_freq: transitions of all tasks together between evaluations
@@ -98,7 +101,9 @@ class EvalTasksCallback(BaseCallback):
         assert self.eval_env is not None
         self._seconds += time.perf_counter() - self._resumed_at
         options: dict[str, Any] = {"n_episodes": self.n_episodes, "deterministic": self.deterministic}
-        self.last = evaluate_tasks(self.model, self.eval_env, **options)
+        evaluation = evaluate_tasks(self.model, self.eval_env, **options)
+        self._keep_protocol(evaluation)
+        self.last = evaluation
         self._record("eval", self.last)
         self._write("mean", self.last)
         if self.evaluate_base:
@@ -110,10 +115,27 @@ class EvalTasksCallback(BaseCallback):
         self._keep_best(self.last)
         self._resumed_at = time.perf_counter()
 
+    def _keep_protocol(self, evaluation: TaskEvaluation) -> None:
+        """Write it at the first evaluation, and check it at the others."""
+        if self.last is None:
+            texts_only_for_tensorboard = ("stdout", "log", "json", "csv")
+            self.logger.record("eval/protocol", evaluation.protocol_line, exclude=texts_only_for_tensorboard)
+        else:
+            check_same_protocol(self.last, evaluation)
+        if self.log_path is None:
+            return
+        path = self.log_path / "protocol.json"
+        if self._table.exists() and path.exists():
+            check_same_protocol(json.loads(path.read_text(encoding="utf-8")), evaluation)
+        else:
+            path.write_text(json.dumps(evaluation.protocol, indent=2), encoding="utf-8")
+
     def _record(self, prefix: str, evaluation: TaskEvaluation) -> None:
         self.logger.record(f"{prefix}/mean_return", evaluation.mean_return)
         if evaluation.mean_success_rate is not None:
             self.logger.record(f"{prefix}/success_rate", evaluation.mean_success_rate)
+        if evaluation.mean_last_success_rate is not None:
+            self.logger.record(f"{prefix}/last_success_rate", evaluation.mean_last_success_rate)
         for task, estimate in evaluation.returns().items():
             self.logger.record(f"{prefix}_return/{task}", estimate.mean, exclude="stdout")
         for task, estimate in evaluation.success_rates().items():

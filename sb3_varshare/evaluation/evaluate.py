@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,8 +12,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_varshare.evaluation.task_evaluation import EpisodeResult, TaskEvaluation
 from sb3_varshare.tasks.encoding import split_task
 from sb3_varshare.tasks.suite import TaskDescription, find_tasks
-from sb3_varshare.tasks.vec_env import MultiTaskVecEnv
 from sb3_varshare.varshare_sac import VarShareSAC
+
+IDLE_EPISODES_PER_TASK = 100
+MAX_EPISODE_STEPS = 100_000
 
 
 def evaluation_env(env: Any) -> VecEnv:
@@ -21,8 +24,10 @@ def evaluation_env(env: Any) -> VecEnv:
 
     :param env: the training environment; one of another kind is returned as it is
     """
-    inner = env.unwrapped if isinstance(env, VecEnv) else env
-    return inner.evaluation_env() if isinstance(inner, MultiTaskVecEnv) and inner.purpose == "train" else env
+    inner: Any = env.unwrapped if isinstance(env, VecEnv) else env
+    # Two kinds of envs have a twin: those of tasks/vec_env.py and those of tasks/tensor_vec_env.py.
+    is_ours = hasattr(inner, "evaluation_env") and getattr(inner, "purpose", None) == "train"
+    return inner.evaluation_env() if is_ours else env
 
 
 def evaluate_tasks(
@@ -46,6 +51,7 @@ def evaluate_tasks(
     :param level: coverage of the intervals
     :return: episodes, means and intervals per task
     :raises ValueError: nobody knows the tasks, the model knows others, or there is no base to evaluate
+    :raises RuntimeError: the environments do not play some task, or an episode does not end
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
@@ -60,7 +66,8 @@ def evaluate_tasks(
     finally:
         if venv is not env:
             venv.close()
-    return TaskEvaluation(names, episodes, tasks.protocol, level)
+    trained = model.protocol if isinstance(model, VarShareSAC) else None
+    return TaskEvaluation(names, episodes, tasks.protocol, level, trained)
 
 
 def _tasks_of(model: Any, venv: VecEnv) -> tuple[TaskDescription, int]:
@@ -86,30 +93,63 @@ def _play(
     """
     The first episodes of every task count, in the order in which they begin.
 
-    In the order in which they end, short episodes would count more where several environments play one task.
+    In the order in which they end, short episodes would count more where several environments play one task. The
+    number of an episode that was lost with its worker is given to the next one.
+
+    :raises RuntimeError: the environments do not play some task, or an episode does not end
     """
     results: list[EpisodeResult] = []
     begun = [0] * len(names)
+    numbers = [deque(range(n_episodes)) for _ in names]
     counted: list[int | None] = [None] * venv.num_envs
     starts = np.ones(venv.num_envs, dtype=bool)
     returns, lengths = np.zeros(venv.num_envs), np.zeros(venv.num_envs, dtype=int)
     observations: Any = venv.reset()
+    idle = 0
     while len(results) < n_episodes * len(names):
         tasks = split_task(observations, one_hot_size)[1]
         for env in np.flatnonzero(starts):
             task = int(tasks[env])
-            counted[env] = begun[task] if begun[task] < n_episodes else None
+            counted[env] = numbers[task].popleft() if numbers[task] else None
             begun[task] += 1
             returns[env], lengths[env] = 0.0, 0
+        # Episodes begun since the last one that counts was under way.
+        idle = 0 if any(number is not None for number in counted) else idle + int(starts.sum())
+        _refuse_endless(names, begun, n_episodes, idle, lengths, tasks)
         actions, _ = model.predict(observations, deterministic=deterministic)
         observations, rewards, starts, infos = venv.step(actions)
         returns += rewards
         lengths += 1
         for env in np.flatnonzero(starts):
-            number = counted[env]
-            if number is not None:
-                results.append(_result(names[int(tasks[env])], number, returns[env], lengths[env], infos[env]))
+            number, task = counted[env], int(tasks[env])
+            if number is not None and "worker_restarted" in infos[env]:
+                numbers[task].appendleft(number)
+            elif number is not None:
+                results.append(_result(names[task], number, returns[env], lengths[env], infos[env]))
     return sorted(results, key=lambda result: (names.index(result.task), result.episode))
+
+
+def _refuse_endless(
+    names: list[str], begun: list[int], n_episodes: int, idle: int, lengths: np.ndarray, tasks: np.ndarray
+) -> None:
+    """
+    An environment not of this package may leave a task out, and any may have an episode without an end.
+
+    Where tasks are drawn at random, one with a tenth of the usual share is overlooked with a probability of exp(-10).
+    """
+    if idle > IDLE_EPISODES_PER_TASK * len(names):
+        missing = {name: count for name, count in zip(names, begun, strict=True) if count < n_episodes}
+        raise RuntimeError(
+            f"Expected {n_episodes} episodes of every task, but the environments began {idle} episodes in a row of "
+            f"tasks that have theirs already, with these to come (episodes begun): {missing}. "
+            "Give evaluate_tasks environments that play all tasks of the model."
+        )
+    if lengths.max() >= MAX_EPISODE_STEPS:
+        task = names[int(tasks[lengths.argmax()])]
+        raise RuntimeError(
+            f"No end of an episode of task {task!r} after {MAX_EPISODE_STEPS:,} steps: give its environment a time "
+            "limit, with horizon= or gymnasium.wrappers.TimeLimit."
+        )
 
 
 def _result(task: str, episode: int, episode_return: float, length: int, info: dict[str, Any]) -> EpisodeResult:

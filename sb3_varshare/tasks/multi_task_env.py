@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sb3_varshare.tasks.encoding import append_task
 from sb3_varshare.tasks.registry import Tasks, make_suite
 from sb3_varshare.tasks.seeding import Purpose, task_stream
-from sb3_varshare.tasks.spaces import check_spaces
+from sb3_varshare.tasks.spaces import action_bounds, check_spaces, to_bounds
 from sb3_varshare.tasks.suite import TaskDescription, TaskSuite
 
 Observation = npt.NDArray[np.float32]
@@ -94,9 +94,7 @@ class MultiTaskEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             self.current_task = self._tasks[self._turn % len(self._tasks)]
             self._turn += 1
         self._env = self._task_env(self.current_task)
-        space = self._env.action_space
-        assert isinstance(space, gym.spaces.Box)  # check_spaces has seen it
-        self._action_bounds = space.low, space.high
+        self._action_bounds = np.array(self.suite.tasks[self.current_task].bounds, dtype=np.float32)
         self._steps = 0
         self._succeeded: bool | None = None
         observation, _ = self._env.reset()
@@ -166,17 +164,22 @@ class MultiTaskEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
                 f"Task {task.full_name!r} declares observation and action sizes "
                 f"{(task.observation_size, task.action_size)}, but its env has {sizes}; correct its TaskSpec."
             )
+        bounds = action_bounds(env)
+        if not np.allclose(bounds, task.bounds):
+            env.close()
+            raise ValueError(
+                f"Task {task.full_name!r} declares actions from {task.bounds[0]} to {task.bounds[1]}, but its env has "
+                f"{bounds[0]} to {bounds[1]}; give its TaskSpec these as action_bounds."
+            )
         if self.render_mode is not None:
             # A maker takes only a stream; Gymnasium's envs read this attribute when they draw.
             env.unwrapped.render_mode = self.render_mode
         return env
 
-    def _rescale(self, action: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
+    def _rescale(self, action: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if np.shape(action) != self.action_space.shape:
             raise ValueError(f"Expected an action of shape {self.action_space.shape}, got {np.shape(action)}.")
-        low, high = self._action_bounds
-        rescaled: npt.NDArray[np.floating[Any]] = low + (action[: len(low)] + 1) * ((high - low) / 2)
-        return rescaled.clip(low, high)
+        return to_bounds(np.asarray(action, dtype=np.float32), *self._action_bounds)
 
     def _encode(self, observation: npt.NDArray[Any]) -> Observation:
         return append_task(observation, self.current_task, self.suite.n_tasks, self._padded_size)

@@ -5,8 +5,9 @@ The name, not the id, is in the key: adding or reordering tasks leaves the strea
 """
 
 import hashlib
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import gymnasium as gym
 import numpy as np
 
 Purpose = Literal["train", "evaluation"]
@@ -43,3 +44,28 @@ def shared_key(stream: np.random.SeedSequence, held_out: bool = True) -> tuple[i
     """
     key = stream.spawn_key[:-1]
     return (*(key if held_out else (0, *key[1:])), _SHARED)
+
+
+class SeededOnce(gym.Wrapper):
+    """
+    Seeds an env at its first reset and never again, so that it goes on along one stream of its own.
+
+    :param env: whose ``reset(seed=...)`` seeds it
+    :param stream: where its seed comes from
+    """
+
+    def __init__(self, env: gym.Env, stream: np.random.SeedSequence) -> None:
+        super().__init__(env)
+        self.reseed(stream)
+
+    def reseed(self, stream: np.random.SeedSequence) -> None:
+        """
+        :param stream: from which the next reset seeds the env anew
+        """
+        self._next_seed: int | None = int(stream.generate_state(1)[0])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is None:
+            seed = self._next_seed
+        self._next_seed = None
+        return self.env.reset(seed=seed, options=options)

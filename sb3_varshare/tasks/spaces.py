@@ -1,7 +1,13 @@
-"""Which spaces a task's env may have, and their sizes."""
+"""Which spaces a task's env may have, their sizes and bounds, and the map from [-1, 1] onto the bounds."""
+
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
+
+ActionBounds = tuple[tuple[float, ...], tuple[float, ...]]
+"""Lowest and highest action, as plain numbers."""
 
 
 def check_spaces(task_name: str, env: gym.Env) -> tuple[int, int]:
@@ -30,3 +36,30 @@ def check_spaces(task_name: str, env: gym.Env) -> tuple[int, int]:
             "wrap its env in gymnasium.wrappers.RescaleAction or bound the space itself."
         )
     return observations.shape[0], actions.shape[0]
+
+
+def action_bounds(env: gym.Env) -> ActionBounds:
+    """
+    Lowest and highest action of an env that :func:`check_spaces` has seen.
+
+    :param env: env of one task
+    :return: as plain numbers, which can be saved and compared
+    """
+    space = env.action_space
+    assert isinstance(space, gym.spaces.Box)
+    return tuple(space.low.tolist()), tuple(space.high.tolist())
+
+
+def to_bounds(actions: npt.NDArray[Any], low: npt.ArrayLike, high: npt.ArrayLike) -> npt.NDArray[Any]:
+    """
+    Map a suite's actions linearly onto a task's own bounds.
+
+    :param actions: (..., A) in [-1, 1]; of these the first A_t are the task's
+    :param low: (A_t,) lowest action of the task
+    :param high: (A_t,) highest
+    :return: (..., A_t) of the actions' type, within the bounds
+    """
+    low, high = np.asarray(low, dtype=actions.dtype), np.asarray(high, dtype=actions.dtype)
+    # From the middle, so that bounds of -1 and 1 leave an action as it is, to the last bit.
+    mapped: npt.NDArray[Any] = (low + high) / 2 + actions[..., : len(low)] * ((high - low) / 2)
+    return mapped.clip(low, high)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from sb3_varshare.tasks.spaces import ActionBounds
+
 
 @dataclass(frozen=True)
 class TaskSpec:
@@ -23,6 +25,8 @@ class TaskSpec:
     :param horizon: time limit in steps; None leaves the limit to the env itself
     :param observation_size: length of the flat observation
     :param action_size: length of the flat action
+    :param action_bounds: lowest and highest action of the env; None for -1 and 1
+    :param protocol: JSON types only; what is peculiar to this task and must be equal for two results to be comparable
     """
 
     name: str
@@ -31,11 +35,18 @@ class TaskSpec:
     horizon: int | None
     observation_size: int
     action_size: int
+    action_bounds: ActionBounds | None = None
+    protocol: dict[str, Any] = field(default_factory=dict)
 
     @property
     def full_name(self) -> str:
         """``source/name``."""
         return f"{self.source}/{self.name}"
+
+    @property
+    def bounds(self) -> ActionBounds:
+        """Lowest and highest action of the env."""
+        return self.action_bounds or ((-1.0,) * self.action_size, (1.0,) * self.action_size)
 
 
 class TaskDescription(NamedTuple):
@@ -44,12 +55,17 @@ class TaskDescription(NamedTuple):
 
     :param names: (T,) labels, unique
     :param action_sizes: (T,) how many of the action's entries each task uses
-    :param protocol: JSON types only; what has to be equal for two results to be comparable
+    :param protocol: JSON types only; see :mod:`sb3_varshare.tasks.protocol`
+    :param full_names: (T,) names with their sources; empty where there are none
+    :param action_bounds: (T,) lowest and highest action of each task's own env; None where nobody maps the agent's
+        actions onto others
     """
 
     names: tuple[str, ...]
     action_sizes: tuple[int, ...]
     protocol: dict[str, Any]
+    full_names: tuple[str, ...] = ()
+    action_bounds: tuple[ActionBounds, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,9 +74,10 @@ class TaskSource:
     All tasks that one source offers, under one choice of options.
 
     :param name: of the source
-    :param tasks: short name to task
+    :param tasks: short name to task; a mapping that builds them when asked is welcome
     :param suites: suite name to the short names of its tasks, in order
-    :param protocol: JSON types only
+    :param protocol: JSON types only; what must be equal for two results to be comparable. ``versions`` in it maps
+        packages to their versions, and ``summary`` is a line for tables
     """
 
     name: str
@@ -127,6 +144,12 @@ class TaskSuite:
         """Length of the longest action."""
         return max(self.action_sizes)
 
+    @property
+    def full_protocol(self) -> dict[str, Any]:
+        """The suite's protocol and, as ``tasks``, what is peculiar to its tasks, by full name."""
+        of_tasks = {task.full_name: task.protocol for task in self.tasks if task.protocol}
+        return {**self.protocol, "tasks": of_tasks} if of_tasks else self.protocol
+
     def task_id(self, task: str | int) -> int:
         """
         :param task: short name, full name, or an id that is only checked
@@ -156,7 +179,13 @@ class TaskSuite:
         """
         :return: the plain data of this suite
         """
-        return TaskDescription(self.task_names, self.action_sizes, self.protocol)
+        return TaskDescription(
+            self.task_names,
+            self.action_sizes,
+            self.full_protocol,
+            tuple(task.full_name for task in self.tasks),
+            tuple(task.bounds for task in self.tasks),
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -60,7 +60,7 @@ def make_task(
 ) -> TaskSpec:
     """A task of source ``scripted``."""
     make = partial(ScriptedEnv, size=size, low=low, script=[Step(*step) for step in script])
-    return TaskSpec(name, "scripted", make, horizon, size, len(low))
+    return TaskSpec(name, "scripted", make, horizon, size, len(low), (tuple(low), (3.0,) * len(low)))
 
 
 @pytest.fixture

@@ -141,7 +141,27 @@ def test_reward_versions_differ_and_are_written_down() -> None:
     for reward_version in ("v1", "v2"):
         env = MultiTaskEnv("MT1/reach-v3", reward_version=reward_version)
         assert env.suite.protocol["metaworld"]["reward_version"] == reward_version
-        assert env.suite.protocol["metaworld"]["metaworld"].startswith("3.")
+        assert env.suite.protocol["metaworld"]["versions"]["metaworld"].startswith("3.")
         env.reset()
         rewards.append(env.step(NO_ACTION)[1])
     assert rewards[0] != pytest.approx(rewards[1], abs=0.1)
+
+
+def test_the_ml_suites_hold_tasks_out_and_hide_the_goal() -> None:
+    train, test = (make_suite(f"ML10-{part}") for part in ("train", "test"))
+    assert (train.n_tasks, test.n_tasks) == (10, 5)
+    assert not set(train.task_names) & set(test.task_names)
+    assert [make_suite(f"ML45-{part}").n_tasks for part in ("train", "test")] == [45, 5]
+    assert train.protocol["metaworld"]["goal_observable"] is False
+    assert train.protocol["name"] == "mt-rand with goal_observable=False"
+    assert make_suite("ML10-train", goal_observable=True).protocol == make_suite("MT10").protocol
+
+
+def test_a_hidden_goal_is_zeros_and_changes_nothing_else() -> None:
+    hidden, shown = (reach(goal_observable=observable) for observable in (False, True))
+    action = np.full(4, 0.5, dtype=np.float32)
+    pairs = [(hidden.reset()[0], shown.reset()[0]), (hidden.step(action)[0], shown.step(action)[0])]
+    for one, other in pairs:
+        np.testing.assert_array_equal(one[:36], other[:36])
+        assert not one[36:].any() and other[36:].any()
+    assert hidden.step(action)[1] == shown.step(action)[1]

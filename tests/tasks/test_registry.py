@@ -1,17 +1,30 @@
 """From names, lists and mappings to suites, and Gymnasium's ids."""
 
+import dataclasses
 import json
 import pickle
 import subprocess
 import sys
+import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
-from sb3_varshare.tasks import MultiTaskEnv, TaskSpec, TaskSuite, make_suite, registry
+from sb3_varshare.tasks import (
+    MultiTaskEnv,
+    TaskDescription,
+    TaskSource,
+    TaskSpec,
+    TaskSuite,
+    make_suite,
+    register_source,
+    registry,
+)
+from sb3_varshare.tasks.suites.contextual import CONTEXTS, TORQUES, ContextualPendulum
 
 
 def pendulum(**kwargs: Any) -> gym.Env:
@@ -37,7 +50,7 @@ def test_a_list_may_mix_sources_and_specs(scripted_task: Callable[..., TaskSpec]
     assert suite.task_names == ("reach-v3", "light", "mine")
     assert [task.horizon for task in suite.tasks] == [30, 30, None]
     assert (suite.observation_size, suite.action_sizes) == (50, (4, 1, 1))
-    assert set(suite.protocol) == {"success", "metaworld", "contextual"}
+    assert set(suite.protocol) == {"name", "success", "metaworld", "contextual"}
 
 
 def test_a_suite_passes_through(scripted_suite: Callable[..., TaskSuite]) -> None:
@@ -52,7 +65,7 @@ def test_a_suite_passes_through(scripted_suite: Callable[..., TaskSuite]) -> Non
     [
         ("MT11", {}, "Expected the name of a suite, got 'MT11'; did you mean 'MT10'"),
         ("MT1/raech-v3", {}, "source 'metaworld', got 'raech-v3'; did you mean 'reach-v3'"),
-        (["reach-v3"], {}, "Expected 'source/task' with a source of metaworld, contextual, got 'reach-v3'"),
+        (["reach-v3"], {}, "Expected 'source/task' with a source of metaworld, .*contextual, got 'reach-v3'"),
         (["contextual/swingup"], {}, "did you mean 'swing-up'"),
         ([], {}, "no tasks"),
         (["contextual/light", "contextual/light"], {}, "once"),
@@ -73,9 +86,13 @@ def test_a_suite_can_be_written_down_and_sent_to_a_worker(tasks: Any) -> None:
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.SOURCES, "metaworld", registry.SourceEntry("no_such_package", ("MT3",)))
-    with pytest.raises(ImportError, match=r'pip install "sb3_varshare\[metaworld\]"'):
-        make_suite("MT3")
+    for source, suite, extra in (("metaworld", "MT3", "metaworld"), ("dm_control", "DMC-easy", "dm-control")):
+        entry = registry.SOURCES[source]._replace(module="no_such_package")
+        monkeypatch.setitem(registry.SOURCES, source, entry)
+        with pytest.raises(
+            ImportError, match=rf'need the package .no_such_package.*pip install "sb3_varshare\[{extra}\]"'
+        ):
+            make_suite(suite)
 
 
 def test_envs_of_ones_own() -> None:
@@ -108,6 +125,66 @@ def test_unbounded_actions_are_refused() -> None:
         make_suite({"mine": lambda: env})
 
 
+@pytest.fixture
+def grid_source(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A source of one's own: name of a module with ``load``."""
+    module = types.ModuleType("grid_tasks")
+
+    def load(horizon: int = 7, wind: float = 0.0) -> TaskSource:
+        make = partial(ContextualPendulum, CONTEXTS["light"])
+        tasks = {name: TaskSpec(name, "grid", make, horizon, 5, 1, TORQUES) for name in ("east", "west")}
+        return TaskSource("grid", tasks, {"Grid": ("west", "east")}, {"horizon": horizon, "wind": wind})
+
+    module.load = load  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "grid_tasks", module)
+    monkeypatch.setattr(registry, "SOURCES", dict(registry.SOURCES))
+    return "grid_tasks"
+
+
+def test_a_source_of_ones_own(grid_source: str) -> None:
+    register_source("grid", grid_source, suites=["Grid"])
+    assert make_suite("Grid", wind=2.0).describe() == TaskDescription(
+        ("west", "east"),
+        (1, 1),
+        {"success": "any step of the episode", "grid": {"horizon": 7, "wind": 2.0}},
+        ("grid/west", "grid/east"),
+        (TORQUES, TORQUES),
+    )
+    env = MultiTaskEnv(["grid/east", "contextual/light"], horizon=3)
+    env.reset()
+    assert [env.step(np.zeros(1, dtype=np.float32))[3] for _ in range(3)] == [False, False, True]
+    # A suite's own defaults stand below what the caller gives.
+    register_source("grid", grid_source, suites={"Grid": {"wind": 5.0}})
+    winds = [make_suite("Grid", **options).protocol["grid"]["wind"] for options in ({}, {"wind": 1.0})]
+    assert winds == [5.0, 1.0]
+    assert make_suite("grid/east").protocol["grid"]["wind"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("metaworld", "grid_tasks"), "'metaworld' is that of sb3_varshare.tasks.suites.metaworld"),
+        (("grid", "grid_tasks", ["MT10"]), r"suites \['MT10'\] are those of source 'metaworld'"),
+        (("my/grid", "grid_tasks"), "without a slash"),
+    ],
+)
+def test_a_name_that_is_taken_is_refused(grid_source: str, arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        register_source(*arguments)
+
+
+def test_the_module_of_a_source_may_be_missing(grid_source: str) -> None:
+    register_source("grid", "no_such_module", suites=["Grid"])
+    with pytest.raises(ImportError, match=r"need the package 'no_such_module', which is not installed\.$"):
+        make_suite("Grid")
+
+
+def test_a_spec_must_declare_the_bounds_of_its_env(scripted_task: Callable[..., TaskSpec]) -> None:
+    spec = dataclasses.replace(scripted_task("one"), action_bounds=None)
+    with pytest.raises(ValueError, match=r"declares actions from \(-1.0,\) to \(1.0,\), but its env has .*3.0"):
+        MultiTaskEnv([spec]).reset()
+
+
 def test_gymnasium_ids() -> None:
     env = gym.make("Contextual-v0", seed=5, horizon=3)
     observation, info = env.reset(options={"task": "light"})
@@ -118,7 +195,7 @@ def test_gymnasium_ids() -> None:
 
 
 def test_importing_tasks_is_light() -> None:
-    heavy = "{'torch', 'stable_baselines3', 'mujoco', 'metaworld', 'matplotlib'}"
+    heavy = "{'torch', 'stable_baselines3', 'mujoco', 'metaworld', 'dm_control', 'matplotlib'}"
     code = f"import sys, sb3_varshare.tasks; print(sorted({heavy} & set(sys.modules)))"
     worker = f"from sb3_varshare.tasks import MultiTaskEnv; MultiTaskEnv('contextual').reset(); {code}"
     for program in (code, worker):

@@ -17,6 +17,7 @@ from sb3_varshare.tasks.suite import TaskSource, TaskSpec
 TIME_STEP = 0.05  # s
 GRAVITY = 10.0  # m / s^2
 MAX_TORQUE = 2.0  # N m
+TORQUES = ((-MAX_TORQUE,), (MAX_TORQUE,))
 MAX_SPEED = 8.0  # rad / s
 UPRIGHT_ANGLE = 0.3  # rad
 UPRIGHT_STEPS = 50
@@ -119,7 +120,8 @@ def load(horizon: int = 200) -> TaskSource:
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1 step, got {horizon}.")
     tasks = {
-        name: TaskSpec(name, "contextual", partial(ContextualPendulum, context), horizon, 5, 1)
+        name: TaskSpec(name, "contextual", partial(ContextualPendulum, context), horizon, 5, 1, TORQUES)
         for name, context in CONTEXTS.items()
     }
-    return TaskSource("contextual", tasks, {"contextual": tuple(tasks)}, {"version": 1, "horizon": horizon})
+    protocol = {"version": 1, "horizon": horizon, "summary": f"version 1, horizon {horizon}"}
+    return TaskSource("contextual", tasks, {"contextual": tuple(tasks)}, protocol)

@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS, ML10_V3, ML25_V3, ML45_V3, MT10_V3, MT25_V3, MT50_V3
 
 from sb3_varshare.tasks.seeding import shared_key
 from sb3_varshare.tasks.suite import TaskSource, TaskSpec
@@ -25,6 +25,11 @@ SUITES = {
     "MT10": tuple(MT10_V3),
     "MT25": tuple(MT25_V3),
     "MT50": tuple(MT50_V3),
+    **{
+        f"{name}-{part}": tuple(suite[part])
+        for name, suite in (("ML10", ML10_V3), ("ML25", ML25_V3), ("ML45", ML45_V3))
+        for part in ("train", "test")
+    },
 }
 
 
@@ -95,25 +100,35 @@ def _with_own_goals(name: str) -> type[Any]:
 
 class MetaWorldTask(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
     """
-    One Meta-World task with its goal in the observation. Never terminates; ``info["success"]`` is of this step.
+    One Meta-World task. Never terminates; ``info["success"]`` is of this step.
+
+    Observation (39,): hand, gripper and objects (18), the same of the step before (18), and the goal's position (3).
 
     :param stream: of its goals
     :param name: e.g. ``reach-v3``
     :param reward_version: ``v1`` or ``v2``
     :param n_goals: size of the set of goals
     :param held_out_goals: evaluation has other goals than training
+    :param goal_observable: with False the goal's three numbers are 0
     """
 
     metadata = {"render_modes": ["human", "rgb_array", "depth_array"], "render_fps": 80}  # noqa: RUF012 - as gymnasium
 
     def __init__(
-        self, stream: np.random.SeedSequence, *, name: str, reward_version: str, n_goals: int, held_out_goals: bool
+        self,
+        stream: np.random.SeedSequence,
+        *,
+        name: str,
+        reward_version: str,
+        n_goals: int,
+        held_out_goals: bool,
+        goal_observable: bool = True,
     ) -> None:
         self._simulator = _with_own_goals(name)(reward_function_version=reward_version)
         # What `set_task` does, without a pickled task. The space is cached with goal bounds of zero, to which `step`
         # would clip the goal.
         self._simulator._set_task_called = True
-        self._simulator._partially_observable = False
+        self._simulator._partially_observable = not goal_observable
         del self._simulator.sawyer_observation_space
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (OBSERVATION_SIZE,), dtype=np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (ACTION_SIZE,), dtype=np.float32)
@@ -151,14 +166,20 @@ class MetaWorldTask(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
 
 
 def load(
-    reward_version: str = "v2", horizon: int = MAX_HORIZON, n_goals: int = 50, held_out_goals: bool = True
+    reward_version: str = "v2",
+    horizon: int = MAX_HORIZON,
+    n_goals: int = 50,
+    held_out_goals: bool = True,
+    goal_observable: bool = True,
 ) -> TaskSource:
     """
     :param reward_version: ``v2`` (0 to 10 a step) or ``v1``
     :param horizon: time limit in steps, at most 500
     :param n_goals: goals of each task, common to all its env copies
     :param held_out_goals: evaluation has other goals than training; with False it has the same ones
-    :return: the source ``metaworld``, with suites MT3, MT10, MT25 and MT50
+    :param goal_observable: the goal is in the observation; the ML suites have False as their default
+    :return: the source ``metaworld``, with suites MT3, MT10, MT25, MT50 and, for training and for tasks held out,
+        ML10, ML25 and ML45
     :raises ValueError: if an option is out of range
     """
     if reward_version not in REWARD_VERSIONS:
@@ -168,7 +189,12 @@ def load(
         raise ValueError(f"horizon must be from 1 to {MAX_HORIZON} steps, got {horizon}.")
     if n_goals < 1:
         raise ValueError(f"n_goals must be at least 1, got {n_goals}.")
-    options: dict[str, Any] = {"reward_version": reward_version, "n_goals": n_goals, "held_out_goals": held_out_goals}
+    options: dict[str, Any] = {
+        "reward_version": reward_version,
+        "n_goals": n_goals,
+        "held_out_goals": held_out_goals,
+        "goal_observable": goal_observable,
+    }
     tasks = {
         name: TaskSpec(
             name, "metaworld", partial(MetaWorldTask, name=name, **options), horizon, OBSERVATION_SIZE, ACTION_SIZE
@@ -178,9 +204,16 @@ def load(
     protocol = {
         **options,
         "horizon": horizon,
-        "goals": f"{n_goals} per task, cycled in shuffled order, observable",
+        "order_of_goals": "all in shuffled order, then again",
         "terminate_on_success": False,
-        "metaworld": version("metaworld"),
-        "mujoco": version("mujoco"),
+        "summary": _summary(horizon=horizon, **options),
+        "versions": {package: version(package) for package in ("metaworld", "mujoco")},
     }
     return TaskSource("metaworld", tasks, SUITES, protocol)
+
+
+def _summary(reward_version: str, horizon: int, n_goals: int, held_out_goals: bool, goal_observable: bool) -> str:
+    goals = f"{n_goals} goal{'s' if n_goals > 1 else ''}"
+    hidden = "" if goal_observable else " hidden"
+    others = ", others in evaluation" if held_out_goals else ", the same in evaluation"
+    return f"{goals}{hidden}{others}, horizon {horizon}, reward {reward_version}"
