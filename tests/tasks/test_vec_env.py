@@ -3,35 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3 import SAC
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from sb3_varshare.tasks import MultiTaskVecEnv, TaskSuite, find_tasks, make_multitask_env, split_task
-from sb3_varshare.tasks.vec_env import task_layout
-
-
-@pytest.mark.parametrize(
-    ("n_envs", "n_tasks", "layout"),
-    [
-        (3, 3, ((0,), (1,), (2,))),
-        (1, 3, ((0, 1, 2),)),
-        (2, 5, ((0, 2, 4), (1, 3))),
-        (5, 3, ((0,), (1,), (2,), (0,), (1,))),
-        (6, 3, ((0,), (1,), (2,), (0,), (1,), (2,))),
-        (2, 1, ((0,), (0,))),
-    ],
-)
-def test_layout(n_envs: int, n_tasks: int, layout: tuple[tuple[int, ...], ...]) -> None:
-    assert task_layout(n_envs, n_tasks) == layout
-    assert {task for tasks in layout for task in tasks} == set(range(n_tasks))
-
-
-def test_no_env_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        task_layout(0, 3)
+from sb3_varshare.tasks.multi_task_env import MultiTaskEnv
 
 
 @pytest.mark.parametrize("n_envs", [1, 2, 3, 4, 7])
@@ -43,22 +24,30 @@ def test_every_task_is_played_by_its_env(scripted_suite: Callable[..., TaskSuite
         for rank, task_id in enumerate(split_task(observations, 3)[1]):
             played[rank].add(int(task_id))
         observations = venv.step(np.zeros((n_envs, 1), dtype=np.float32))[0]
-    assert played == [set(tasks) for tasks in task_layout(n_envs, 3)]
+    assert played == [set(cycle) for cycle in venv.layout]
+    assert set.union(*played) == {0, 1, 2}
 
 
-def test_steps_are_those_of_sb3s_own_class() -> None:
-    ours, theirs = (make_multitask_env("contextual", seed=1, horizon=7) for _ in range(2))
+def test_steps_are_those_of_sb3s_own_classes() -> None:
+    ours = make_multitask_env("contextual", n_envs=3, seed=1, horizon=7)
+
+    def make(rank: int) -> Monitor:
+        return Monitor(MultiTaskEnv(ours.suite, 1, rank=rank, tasks=ours.layout[rank]))
+
+    theirs = DummyVecEnv([lambda rank=rank: make(rank) for rank in range(3)])  # type: ignore[misc]
     np.testing.assert_array_equal(ours.reset(), theirs.reset())
-    actions = np.random.default_rng(0).uniform(-1, 1, (20, 5, 1)).astype(np.float32)
+    actions = np.random.default_rng(0).uniform(-1, 1, (40, 3, 1)).astype(np.float32)
+    n_ended = 0
     for action in actions:
-        ours.step_async(action)
-        theirs.step_async(action)
-        result, expected = ours.step_wait(), DummyVecEnv.step_wait(theirs)
+        result, expected = ours.step(action), theirs.step(action)
         for one, other in zip(result[:3], expected[:3], strict=True):
             np.testing.assert_array_equal(one, other)
             assert one.dtype == other.dtype
         for info, other_info in zip(result[3], expected[3], strict=True):
             _same_info(info, other_info)
+        n_ended += int(result[2].sum())
+    assert n_ended == 3 * (40 // 7)
+    assert ours.reset_infos == theirs.reset_infos
 
 
 def _same_info(info: dict[str, Any], other: dict[str, Any]) -> None:
@@ -128,3 +117,50 @@ def test_plain_sac_learns_on_it_and_is_evaluated() -> None:
     returns, lengths = evaluate_policy(model, venv.evaluation_env(), n_eval_episodes=5, return_episode_rewards=True)
     assert lengths == [10] * 5
     assert all(value < 0 for value in returns)
+
+
+def test_weights_share_out_what_is_collected(scripted_suite: Callable[..., TaskSuite]) -> None:
+    # Episodes of two steps: ten steps of four envs are twenty episodes.
+    venv = MultiTaskVecEnv(scripted_suite(), 4, task_weights={"two": 2})
+    assert venv.layout == ((0,), (1,), (2,), (1,))
+    venv = MultiTaskVecEnv(scripted_suite(), 1, task_weights=[3, 1, 1])
+    observations, played = venv.reset(), []
+    for _ in range(20):
+        played.append(int(split_task(observations, 3)[1][0]))
+        observations = venv.step(np.zeros((1, 1), dtype=np.float32))[0]
+    assert played[::2] == [0, 1, 0, 2, 0] * 2
+    assert venv.evaluation_env().layout == ((0,), (1,), (2,))
+
+
+def test_attributes_and_methods(scripted_suite: Callable[..., TaskSuite]) -> None:
+    venv = MultiTaskVecEnv(scripted_suite(), render_mode="rgb_array")
+    venv.reset()
+    assert venv.get_attr("current_task") == [0, 1, 2]
+    assert venv.get_attr("current_task", indices=[2, 0]) == [2, 0]
+    assert venv.has_attr("suite") and not venv.has_attr("nothing")
+    venv.set_attr("nothing", 5, indices=1)
+    assert venv.get_attr("nothing", indices=1) == [5]
+    assert venv.env_method("set_tasks", ["three"], indices=0) == [None]
+    assert split_task(venv.reset(), 3)[1].tolist() == [2, 1, 2]
+    assert venv.get_images() == ["drawn in rgb_array"] * 3
+    assert [env.current_task for env in venv.envs] == [2, 1, 2]
+
+
+def test_envs_count_as_monitored(scripted_suite: Callable[..., TaskSuite]) -> None:
+    venv = MultiTaskVecEnv(scripted_suite())
+    assert venv.env_is_wrapped(Monitor) == [True] * 3
+    assert VecFrameStack(venv, 2).env_is_wrapped(Monitor, indices=[1]) == [True]
+    assert venv.env_is_wrapped(gym.wrappers.ClipAction) == [False] * 3
+
+
+def test_actions_of_another_shape_are_refused(scripted_suite: Callable[..., TaskSuite]) -> None:
+    venv = MultiTaskVecEnv(scripted_suite())
+    venv.reset()
+    with pytest.raises(ValueError, match=r"shape \(3, 1\), got \(1,\)"):
+        venv.step(np.zeros(1, dtype=np.float32))
+
+
+def test_without_workers_there_is_nothing_to_restart() -> None:
+    venv = make_multitask_env("contextual")
+    assert (venv.n_workers, venv.worker_pids, venv.worker_restarts) == (0, (), 0)
+    assert set(venv.worker_restarts_per_task().values()) == {0}

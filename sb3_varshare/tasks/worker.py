@@ -1,0 +1,117 @@
+"""
+What runs in a worker process: some envs, driven through a pipe and shared arrays.
+
+Free of torch and of Stable-Baselines3, so that a worker starts fast and stays small.
+"""
+
+import os
+import signal
+import threading
+import time
+import traceback
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from sb3_varshare.tasks.env_group import EnvGroup, EnvPlan, lay_out
+
+# Steps whose time is taken, after some that fill caches.
+WARM_UP_STEPS, TIMED_STEPS = 2, 20
+
+# Kinds of answers: all went well, the caller's own call raised and the envs go on, the envs failed and this is the end.
+DONE, RAISED, FAILED = "done", "raised", "failed"
+
+
+def run_worker(connection: Connection, pickled_plan: bytes, buffer: Any, shape: tuple[int, int, int]) -> None:
+    """
+    Answer requests ``(number, command, arguments)`` by ``(number, kind, result)`` until told to close.
+
+    :param connection: to the parent
+    :param pickled_plan: an :class:`EnvPlan`, by cloudpickle
+    :param buffer: shared memory
+    :param shape: N, D + T and A, for :func:`lay_out`
+    """
+    # Ctrl-C is the parent's affair, which then closes us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        plan: EnvPlan = cloudpickle.loads(pickled_plan)
+        connection.send((0, DONE, os.getpid()))
+        _serve(connection, plan, buffer, shape)
+    except BaseException as error:  # whatever an env does, also sys.exit, is told to the parent
+        try:
+            connection.send((None, FAILED, (f"{type(error).__name__}: {error}", traceback.format_exc())))
+        except OSError:
+            pass  # nobody is left to be told
+
+
+def step_cost(plan: EnvPlan, task_id: int) -> float:
+    """
+    Time a task on an env of its own, which is thrown away: those that are played shall start untouched.
+
+    :param plan: of all envs
+    :param task_id: which task
+    :return: processor time of a step, s; that of others on a busy machine does not count
+    """
+    env = plan.make(0)
+    env.reset(options={"task": task_id})
+    actions = np.random.default_rng(0).uniform(-1, 1, (WARM_UP_STEPS + TIMED_STEPS, *(env.action_space.shape or ())))
+    for i, action in enumerate(actions.astype(np.float32)):
+        if i == WARM_UP_STEPS:
+            start = time.process_time()
+        _, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            env.reset(options={"task": task_id})
+    seconds = time.process_time() - start
+    env.close()
+    return seconds / TIMED_STEPS
+
+
+def _serve(connection: Connection, plan: EnvPlan, buffer: Any, shape: tuple[int, int, int]) -> None:
+    arrays, _ = lay_out(*shape, allocate=lambda _: buffer)
+    group = EnvGroup(plan, arrays, ())
+    while True:
+        try:
+            number, command, arguments = connection.recv()
+        except (EOFError, OSError):
+            command = "close"
+        if command == "close":
+            group.close()
+            return
+        kind: str = DONE
+        result: Any = None
+        if command == "step":
+            result = group.step()
+        elif command == "reset":
+            result = group.reset(*arguments)
+        elif command == "call":
+            kind, result = _call(group, arguments)
+        elif command == "play":
+            group = EnvGroup(plan, arrays, *arguments)
+        elif command == "measure":
+            result = step_cost(plan, arguments)
+        connection.send((number, kind, result))
+
+
+def _call(group: EnvGroup, pickled: bytes) -> tuple[str, bytes]:
+    """A method of the group. What it raises is the caller's, and the envs go on; all in cloudpickle for lambdas."""
+    try:
+        method, *arguments = cloudpickle.loads(pickled)
+        return DONE, cloudpickle.dumps(getattr(group, method)(*arguments))
+    except Exception as error:
+        error.add_note(f"In a worker process:\n{traceback.format_exc()}")
+        try:
+            return RAISED, cloudpickle.dumps(error)
+        except Exception:  # an exception that holds what cannot be pickled
+            return RAISED, cloudpickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+def _end_with_parent() -> None:
+    """A dead parent closes the pipe, but an env in an endless loop would never look at it."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
