@@ -5,7 +5,8 @@ Writes into a folder of its own under ``runs/``: ``evaluations.csv`` (a row per 
 ``progress.csv`` and TensorBoard logs, ``best_model.zip`` and ``final_model.zip``. Ctrl-C ends the training early and
 still saves, evaluates and prints; a second one ends at once.
 
-The default suite takes about three minutes on two CPU cores; MT3 about an hour, MT10 and MT50 many.
+The default suite takes about three minutes on two CPU cores; MT3 about half an hour, MT10 and MT50 many
+hours.
 """
 
 from __future__ import annotations

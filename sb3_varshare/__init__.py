@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 import sb3_varshare.tasks  # noqa: F401 - registers the Gymnasium environments
 
 if TYPE_CHECKING:
-    from sb3_varshare.evaluation import EvalTasksCallback, TaskEvaluation, evaluate_tasks
-    from sb3_varshare.tasks import MultiTaskEnv, MultiTaskVecEnv, TaskSpec, TaskSuite, make_multitask_env
+    from sb3_varshare.evaluation import EvalTasksCallback, TaskEvaluation, evaluate_tasks, record_videos
+    from sb3_varshare.tasks import (
+        MultiTaskEnv,
+        MultiTaskVecEnv,
+        TaskSpec,
+        TaskSuite,
+        make_multitask_env,
+        make_tensor_env,
+    )
     from sb3_varshare.varshare_sac import MultiTaskPolicy, VarShareSAC
 
 __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
@@ -28,6 +35,8 @@ _HOMES = {
     "VarShareSAC": "varshare_sac",
     "evaluate_tasks": "evaluation",
     "make_multitask_env": "tasks",
+    "make_tensor_env": "tasks",
+    "record_videos": "evaluation",
 }
 
 __all__ = [
@@ -41,6 +50,8 @@ __all__ = [
     "VarShareSAC",
     "evaluate_tasks",
     "make_multitask_env",
+    "make_tensor_env",
+    "record_videos",
 ]
 
 

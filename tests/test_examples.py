@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import gymnasium
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -161,13 +160,16 @@ def test_own_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "One episode of 'slide' outside the suite" in capsys.readouterr().out
 
 
-def test_own_tasks_maps_actions_onto_the_bounds_of_the_environment() -> None:
-    import numpy as np
+def test_own_suite(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from sb3_varshare.tasks import registry
 
-    example = load_example("own_tasks")
-    space = gymnasium.spaces.Box(-2.0, 4.0, (1,))
-    for action, expected in ((-1.0, -2.0), (0.0, 1.0), (1.0, 4.0)):
-        assert example.to_bounds(np.array([action, 0.7]), space) == pytest.approx([expected])
+    monkeypatch.setattr(registry, "SOURCES", dict(registry.SOURCES))
+    example = load_example("own_suite")
+    evaluation = example.main(example.Args(steps=210, episodes=1))
+    assert list(evaluation.returns()) == ["moon", "mars", "venus", "earth"]
+    assert "planets: version 1, horizon 200" in capsys.readouterr().out
+    mixed = example.Args(tasks=("planets/moon", "contextual/light"), steps=30, episodes=1, horizon=20)
+    assert list(example.main(mixed).returns()) == ["moon", "light"]
 
 
 def test_compare_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

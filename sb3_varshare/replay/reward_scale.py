@@ -11,20 +11,20 @@ LONGEST_EPISODE = 2_000
 SMALLEST_SCALE = 1e-8
 
 
-def discounted_returns(rewards: list[float], gamma: float, bootstrap: float) -> np.ndarray:
+def discounted_returns(rewards: np.ndarray, gamma: float, bootstrap: np.ndarray) -> np.ndarray:
     """
-    ``G_t = r_t + gamma * G_{t+1}`` for every step of an episode.
+    ``G_t = r_t + gamma * G_{t+1}`` for every step of episodes of equal length.
 
-    :param rewards: of the episode, in order
+    :param rewards: (E, length) of the episodes, in order
     :param gamma: discount
-    :param bootstrap: the return after the last step
-    :return: (len(rewards),)
+    :param bootstrap: (E,) the return after the last step
+    :return: (E, length)
     """
-    returns = np.empty(len(rewards))
+    returns = np.empty(rewards.shape)
     running = bootstrap
-    for step in range(len(rewards) - 1, -1, -1):
-        running = rewards[step] + gamma * running
-        returns[step] = running
+    for step in range(rewards.shape[1] - 1, -1, -1):
+        running = rewards[:, step] + gamma * running
+        returns[:, step] = running
     return returns
 
 
@@ -49,7 +49,9 @@ class RewardScale(nn.Module):
         self.register_buffer("return_min", th.full((n_tasks,), th.inf))
         self.return_max: th.Tensor
         self.return_min: th.Tensor
-        self._open_episodes: dict[int, list[float]] = {}
+        # Rewards of each environment's open episode, (N, longest so far), and their number, (N,).
+        self._rewards = np.zeros((0, 0))
+        self._lengths = np.zeros(0, dtype=np.int64)
         self._missing: set[int] | None = None
 
     def forward(self, ent_coef: th.Tensor, target_entropy: th.Tensor) -> th.Tensor:
@@ -77,25 +79,36 @@ class RewardScale(nn.Module):
         :param truncated: (N,)
         :return: tasks whose unfinished episode was cut because it was too long
         """
-        cut = []
-        for env, task in enumerate(task_ids.tolist()):
-            episode = self._open_episodes.setdefault(env, [])
-            episode.append(float(rewards[env]))
-            too_long = len(episode) >= LONGEST_EPISODE
-            if terminated[env] or truncated[env] or too_long:
-                self._finish(task, episode, bool(terminated[env]) and not bool(truncated[env]))
-                self._open_episodes[env] = []
-                if not (terminated[env] or truncated[env]):
-                    cut.append(task)
+        if len(self._lengths) != len(task_ids):
+            self._rewards = np.zeros((len(task_ids), 0))
+            self._lengths = np.zeros(len(task_ids), dtype=np.int64)
+        if self._lengths.max() >= self._rewards.shape[1]:
+            room = max(64, self._rewards.shape[1])
+            self._rewards = np.pad(self._rewards, ((0, 0), (0, room)))
+        self._rewards[np.arange(len(task_ids)), self._lengths] = rewards
+        self._lengths += 1
+        ended = terminated | truncated
+        finished = ended | (self._lengths >= LONGEST_EPISODE)
+        if finished.any():
+            for length in np.unique(self._lengths[finished]):
+                rows = np.flatnonzero(finished & (self._lengths == length))
+                self._finish(task_ids[rows], self._rewards[rows, :length], (terminated & ~truncated)[rows])
+            self._lengths[finished] = 0
+        cut: list[int] = task_ids[finished & ~ended].tolist()
         return cut
 
-    def _finish(self, task: int, rewards: list[float], terminated: bool) -> None:
-        bootstrap = 0.0 if terminated else float(np.mean(rewards)) / (1 - self.gamma)
+    def _finish(self, task_ids: np.ndarray, rewards: np.ndarray, terminated: np.ndarray) -> None:
+        """Episodes of equal length: (E,), (E, length), (E,)."""
+        bootstrap = np.where(terminated, 0.0, rewards.mean(1) / (1 - self.gamma))
         returns = discounted_returns(rewards, self.gamma, bootstrap)
-        self.return_max[task] = max(float(self.return_max[task]), float(returns.max()))
-        self.return_min[task] = min(float(self.return_min[task]), float(returns.min()))
+        highest, lowest = np.full(len(self.return_max), -np.inf), np.full(len(self.return_min), np.inf)
+        np.maximum.at(highest, task_ids, returns.max(1))
+        np.minimum.at(lowest, task_ids, returns.min(1))
+        # The comparison runs where the numbers live: reading them would wait for the device.
+        self.return_max.copy_(th.maximum(self.return_max, th.from_numpy(highest).to(self.return_max)))
+        self.return_min.copy_(th.minimum(self.return_min, th.from_numpy(lowest).to(self.return_min)))
         if self._missing is not None:
-            self._missing.discard(task)
+            self._missing -= set(task_ids.tolist())
 
     def missing_tasks(self) -> set[int]:
         """Tasks that have no scale yet, since no episode of theirs has ended."""
@@ -103,9 +116,13 @@ class RewardScale(nn.Module):
             self._missing = set(th.nonzero(self.return_max < self.return_min).flatten().tolist())
         return self._missing
 
-    def forget_open_episodes(self) -> None:
-        """Drop the unfinished episodes; to be called when the environments are reset from outside."""
-        self._open_episodes.clear()
+    def forget_open_episodes(self, envs: np.ndarray | slice = slice(None)) -> None:
+        """
+        Drop unfinished episodes; to be called when environments are reset from outside.
+
+        :param envs: (N,) bool, which ones; all by default
+        """
+        self._lengths[envs] = 0
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         super()._load_from_state_dict(*args, **kwargs)

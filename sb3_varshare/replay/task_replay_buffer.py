@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 
+from sb3_varshare.grouping import count_within_task
 from sb3_varshare.tasks.encoding import split_task
-from sb3_varshare.types import TaskBatch
+from sb3_varshare.types import TaskBatch, Transitions
 
 
-class _Step(NamedTuple):
-    observation: np.ndarray
-    action: np.ndarray
-    task_id: int
-    reward: float
+def to_tensors(
+    device: th.device,
+    observations: np.ndarray,
+    next_observations: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    terminated: np.ndarray,
+    truncated: np.ndarray,
+) -> Transitions:
+    """
+    One step of all environments, moved to a device as one packed array.
+
+    :param device: where to
+    :param observations: (N, D + one-hot)
+    :param next_observations: (N, D + one-hot)
+    :param actions: (N, A)
+    :param rewards: (N,)
+    :param terminated: (N,) bool
+    :param truncated: (N,) bool
+    :return: the same as float32 and bool tensors
+    """
+    columns = [observations, next_observations, actions, rewards[:, None], terminated[:, None], truncated[:, None]]
+    packed = th.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind")).to(device)
+    sizes = [column.shape[1] for column in columns]
+    obs, next_obs, action, reward, is_terminated, is_truncated = packed.split(sizes, -1)
+    return Transitions(obs, action, reward[:, 0], next_obs, is_terminated[:, 0].bool(), is_truncated[:, 0].bool())
 
 
 class TaskReplayBuffer(ReplayBuffer):
@@ -26,9 +47,9 @@ class TaskReplayBuffer(ReplayBuffer):
     One ring per task; every batch holds exactly the same number of rows of each.
 
     A transition is one packed row ``[observation | next observation | action | reward | discount]`` of a single
-    (T, C, W) tensor, so that storing is one copy to the device and sampling one gather on it. The tensor is allocated
-    at the first :meth:`add`. The n-step sums are formed when a row is stored, per environment, so the order of
-    environments and tasks in the rings does not matter.
+    (T, C, W) tensor, so that sampling is one gather on it. The tensor is allocated when the first row is stored. The
+    n-step sums are formed when a row is stored, per environment, so the order of environments and tasks in the rings
+    does not matter. Storing never waits for the device; a row that is not finite is not stored.
 
     :param buffer_size: transitions of all tasks together
     :param observation_space: of the environment, flat, with the task one-hot at its end
@@ -58,7 +79,10 @@ class TaskReplayBuffer(ReplayBuffer):
         gamma: float = 0.99,
         n_steps: int = 1,
     ) -> None:
-        self._rows: th.Tensor | None = None
+        # The rows of all rings, and one more that takes what is not to be stored: no shape depends on the data.
+        self._storage: th.Tensor | None = None
+        # The steps of each environment whose n-step sums are open, the newest last, and how many of them there are.
+        self._window: th.Tensor | None = None
         BaseBuffer.__init__(self, buffer_size // n_tasks, observation_space, action_space, device, n_envs)
         if optimize_memory_usage:
             raise ValueError("optimize_memory_usage is not supported: rows hold both observations of a transition.")
@@ -68,8 +92,9 @@ class TaskReplayBuffer(ReplayBuffer):
             raise ValueError(f"n_steps must be at least 1, got {n_steps}.")
         self.n_tasks, self.one_hot_size, self.gamma, self.n_steps = n_tasks, one_hot_size, gamma, n_steps
         self.observation_size = int(np.prod(self.obs_shape)) - one_hot_size
-        self.written = np.zeros(n_tasks, dtype=np.int64)
-        self._windows: list[deque[_Step]] = [deque() for _ in range(n_envs)]
+        self.written = th.zeros(n_tasks, dtype=th.int64, device=self.device)
+        self._open = th.zeros(0, dtype=th.int64, device=self.device)
+        self._every_task_has_rows = False
 
     @property
     def device(self) -> th.device:
@@ -79,8 +104,20 @@ class TaskReplayBuffer(ReplayBuffer):
     @device.setter
     def device(self, device: th.device | str) -> None:
         self._device = th.device(device)
-        if self._rows is not None:
-            self._rows = self._rows.to(self._device)
+        if self._storage is not None:
+            self._storage = self._storage.to(self._device)
+            self.written, self._open = self.written.to(self._device), self._open.to(self._device)
+        elif hasattr(self, "written"):
+            self.written, self._open = (
+                th.zeros(len(t), dtype=th.int64, device=self._device) for t in (self.written, self._open)
+            )
+        if self._window is not None:
+            self._window = self._window.to(self._device)
+
+    @property
+    def _rows(self) -> th.Tensor | None:
+        """(T, C, W), None before the first row."""
+        return None if self._storage is None else self._storage[:-1].unflatten(0, (self.n_tasks, self.buffer_size))
 
     @property
     def row_size(self) -> int:
@@ -88,23 +125,31 @@ class TaskReplayBuffer(ReplayBuffer):
         return 2 * self.observation_size + self.action_dim + 2
 
     @property
-    def sizes(self) -> np.ndarray:
-        """Transitions of each task, (T,)."""
-        return np.minimum(self.written, self.buffer_size)
+    def sizes(self) -> th.Tensor:
+        """Transitions of each task, (T,) on the device."""
+        return self.written.clamp(max=self.buffer_size)
 
     def size(self) -> int:
         """Transitions of all tasks."""
         return int(self.sizes.sum())
 
+    def empty_tasks(self) -> list[int]:
+        """Tasks without a transition; waits for the device only as long as there are some."""
+        if self._every_task_has_rows:
+            return []
+        empty: list[int] = (self.written == 0).nonzero().flatten().tolist()
+        self._every_task_has_rows = not empty
+        return empty
+
     def reset(self) -> None:
         """Forget everything."""
-        self.written[:] = 0
+        self.written.zero_()
+        self._every_task_has_rows = False
         self.forget_open_episodes()
 
     def forget_open_episodes(self) -> None:
         """Drop the unfinished n-step sums; to be called when the environments are reset from outside."""
-        for window in self._windows:
-            window.clear()
+        self._open.zero_()
 
     def add(
         self,
@@ -116,7 +161,7 @@ class TaskReplayBuffer(ReplayBuffer):
         infos: list[dict[str, Any]],
     ) -> None:
         """
-        Store one step of all environments.
+        Store one step of all environments in the form that SB3 gives it.
 
         :param obs: (N, D + one-hot)
         :param next_obs: (N, D + one-hot) the true next observation, also at the end of an episode
@@ -125,38 +170,71 @@ class TaskReplayBuffer(ReplayBuffer):
         :param done: (N,) the episode ended
         :param infos: ``TimeLimit.truncated`` tells a truncation, which is bootstrapped, from a termination
         """
-        observations, task_ids = split_task(obs, self.one_hot_size)
-        next_observations, _ = split_task(next_obs, self.one_hot_size)
-        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
-        terminated = np.asarray(done, dtype=bool) & ~truncated
+        done = np.asarray(done, dtype=bool)
+        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos], dtype=bool) & done
+        self.add_tensors(to_tensors(self.device, obs, next_obs, action, reward, done & ~truncated, truncated))
+
+    def add_tensors(self, step: Transitions) -> None:
+        """
+        Store one step of all environments.
+
+        :param step: on any device
+        """
+        step = Transitions(*(tensor.to(self.device) for tensor in step))
+        observations, task_ids = split_task(step.observations, self.one_hot_size)
+        next_observations, _ = split_task(step.next_observations, self.one_hot_size)
         if self.n_steps == 1:
-            discounts = np.where(terminated, 0.0, self.gamma)
-            rows = [observations, next_observations, action, reward[:, None], discounts[:, None]]
-            self._write(np.concatenate(rows, axis=1, dtype=np.float32, casting="same_kind"), np.asarray(task_ids))
+            discounts = self.gamma * (~step.terminated).float()
+            rows = [observations, next_observations, step.actions, step.rewards[:, None], discounts[:, None]]
+            self._write(th.cat(rows, 1), task_ids, th.ones_like(step.terminated))
             return
-        for env in range(len(observations)):
-            step = _Step(observations[env], action[env], int(task_ids[env]), float(reward[env]))
-            self._add_step(env, step, next_observations[env], bool(done[env]), bool(terminated[env]))
+        opened = th.cat([observations, step.actions, step.rewards[:, None]], 1)
+        window, counts = self._push(opened)
+        done = step.terminated | step.truncated
+        position = th.arange(self.n_steps, device=self.device)
+        # A full window gives up its first step, the end of an episode all that are open.
+        complete = (position >= self.n_steps - counts[:, None]) & (done[:, None] | (position == 0))
+        self._open = th.where(done, 0, counts.clamp(max=self.n_steps - 1))
+        first, action, sums = self._sums(window)
+        left = self.gamma ** (self.n_steps - position)
+        discounts = th.where(step.terminated[:, None], 0.0, left)
+        last = next_observations[:, None].expand(-1, self.n_steps, -1)
+        rows = [first, last, action, sums[..., None], discounts[..., None]]
+        self._write(
+            th.cat(rows, -1).flatten(0, 1),
+            task_ids[:, None].expand(-1, self.n_steps).flatten(),
+            complete.flatten(),
+        )
 
-    def _add_step(self, env: int, step: _Step, next_observation: np.ndarray, done: bool, terminated: bool) -> None:
-        window = self._windows[env]
-        window.append(step)
-        while len(window) == self.n_steps or (done and window):
-            reward = sum(self.gamma**k * later.reward for k, later in enumerate(window))
-            discount = 0.0 if terminated else self.gamma ** len(window)
-            first = window.popleft()
-            row = np.concatenate([first.observation, next_observation, first.action, [reward, discount]])
-            self._write(row[None].astype(np.float32), np.array([first.task_id]))
+    def _push(self, opened: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Put a step behind the open ones: (N, n, D + A + 1), and how many are open now, (N,)."""
+        if self._window is None or len(self._window) != len(opened):
+            self._window = opened.new_zeros(len(opened), self.n_steps, opened.shape[1])
+            self._open = self.written.new_zeros(len(opened))
+        self._window = th.cat([self._window[:, 1:], opened[:, None]], 1)
+        return self._window, self._open + 1
 
-    def _write(self, rows: np.ndarray, task_ids: np.ndarray) -> None:
-        if self._rows is None:
-            self._rows = th.empty(self.n_tasks, self.buffer_size, self.row_size, device=self.device)
-        # Rows of the same task in one step take consecutive slots.
-        rank = np.tril(task_ids[:, None] == task_ids[None], -1).sum(1)
-        slots = (self.written[task_ids] + rank) % self.buffer_size
-        index = th.from_numpy(np.stack([task_ids, slots])).to(self.device)
-        self._rows[index[0], index[1]] = th.from_numpy(rows).to(self.device)
-        np.add.at(self.written, task_ids, 1)
+    def _sums(self, window: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Observations (N, n, D) and actions (N, n, A) of the open steps, and the discounted sums from each, (N, n)."""
+        observations, actions, rewards = window.split([self.observation_size, self.action_dim, 1], -1)
+        running = window.new_zeros(len(window), dtype=th.float64)
+        sums = []
+        for reward in reversed(rewards[..., 0].double().unbind(1)):
+            running = reward + self.gamma * running
+            sums.append(running)
+        return observations, actions, th.stack(sums[::-1], 1).float()
+
+    def _write(self, rows: th.Tensor, task_ids: th.Tensor, wanted: th.Tensor) -> None:
+        """Append the wanted and finite rows (R, W) to the rings of their tasks (R,)."""
+        if self._storage is None:
+            self._storage = th.empty(self.n_tasks * self.buffer_size + 1, self.row_size, device=self.device)
+        wanted = wanted & rows.isfinite().all(1)
+        rank, counts = count_within_task(task_ids, self.n_tasks, wanted)
+        # Of more rows than a ring has slots the last ones stay.
+        wanted = wanted & (rank >= counts[task_ids] - self.buffer_size)
+        slots = task_ids * self.buffer_size + (self.written[task_ids] + rank) % self.buffer_size
+        self._storage[th.where(wanted, slots, len(self._storage) - 1)] = rows
+        self.written = self.written + counts
 
     def sample(self, batch_size: int, env: Any = None) -> TaskBatch:  # type: ignore[override]
         """
@@ -167,21 +245,21 @@ class TaskReplayBuffer(ReplayBuffer):
         :return: B = ``batch_size / T`` rows of each task
         :raises RuntimeError: a task has no transition yet
         """
-        sizes = self.sizes
-        if self._rows is None or (sizes == 0).any():
-            raise RuntimeError(f"tasks {np.flatnonzero(sizes == 0).tolist()} have no transition to sample yet.")
-        counts = th.from_numpy(sizes).to(self.device, non_blocking=True)[:, None]
+        empty = self.empty_tasks()
+        if self._storage is None or empty:
+            raise RuntimeError(f"tasks {empty} have no transition to sample yet.")
+        counts = self.sizes[:, None]
         index = (th.rand(self.n_tasks, batch_size // self.n_tasks, device=self.device) * counts).long()
         index = th.minimum(index, counts - 1)
         index += th.arange(self.n_tasks, device=self.device)[:, None] * self.buffer_size
-        rows = self._rows.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
+        rows = self._storage.index_select(0, index.flatten()).unflatten(0, index.shape)
         d, a = self.observation_size, self.action_dim
         obs, next_obs, actions, rewards, discounts = rows.split([d, d, a, 1, 1], -1)
         return TaskBatch(obs, actions, next_obs, rewards.squeeze(-1), discounts.squeeze(-1))
 
     def transition_counts(self) -> th.Tensor:
         """Transitions of each task as floats on the device, (T,)."""
-        return th.from_numpy(self.sizes).to(self.device, th.float32, non_blocking=True)
+        return self.sizes.float()
 
     def check_valid(self) -> tuple[bool, str]:
         """Whether the buffer keeps its own rules, and if not, which one is broken."""
@@ -193,21 +271,25 @@ class TaskReplayBuffer(ReplayBuffer):
         discounts = th.cat([rows[:, -1] for rows in filled])
         if ((discounts < 0) | (discounts > 1)).any():
             return False, "a stored discount is outside [0, 1]"
-        if any(len(window) >= self.n_steps for window in self._windows):
+        if (self._open >= self.n_steps).any():
             return False, "an n-step window was not emptied"
         return True, ""
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        if self._rows is not None:
-            # Only what was written, and on the CPU, so that the file loads on machines without the device.
-            state["_rows"] = self._rows[:, : int(self.sizes.max())].cpu().clone()
+        for name in ("written", "_open", "_window"):
+            state[name] = None if state[name] is None else state[name].cpu()
+        # Only what was written, and on the CPU, so that the file loads on machines without the device.
+        rows = self._rows
+        state["_storage"] = None if rows is None else rows[:, : int(self.sizes.max())].cpu().clone()
         state["_device"] = th.device("cpu")
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._rows is not None:
-            rows = th.empty(self.n_tasks, self.buffer_size, self.row_size)
-            rows[:, : self._rows.shape[1]] = self._rows
-            self._rows = rows
+        written = self._storage
+        if written is not None:
+            self._storage = th.empty(self.n_tasks * self.buffer_size + 1, self.row_size)
+            rows = self._rows
+            assert rows is not None
+            rows[:, : written.shape[1]] = written

@@ -24,8 +24,10 @@ class PosteriorExplorer:
         self._deviations: list[th.Tensor] | None = None
 
     @th.no_grad()
-    def act(self, observations: np.ndarray, episode_starts: np.ndarray) -> np.ndarray:
+    def act(self, observations: np.ndarray | th.Tensor, episode_starts: np.ndarray | th.Tensor) -> th.Tensor:
         """
+        Waits for the device to know which draws to renew.
+
         :param observations: (N, D + one-hot)
         :param episode_starts: (N,) whether the environment has just been reset
         :return: (N, A) in [-1, 1], drawn from the policy of each environment's weights
@@ -33,22 +35,21 @@ class PosteriorExplorer:
         policy = self.policy
         rows, task_ids = split_task(th.as_tensor(observations, device=policy.device).float(), policy.one_hot_size)
         means = [layer.merged_weight()[task_ids] - layer.theta for layer in policy.actor.linears()]
-        deviations = self._hold(task_ids, means, np.flatnonzero(episode_starts))
+        deviations = self._hold(task_ids, means, th.as_tensor(episode_starts).nonzero()[:, 0])
         grid = rows.new_zeros(policy.n_tasks, len(rows), rows.shape[-1])
         index = th.arange(len(rows), device=rows.device)
         grid[task_ids, index] = rows
         features = policy.actor_input(grid)[task_ids, index][:, None]
         residuals = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
         output = policy.actor.with_residuals(features, residuals)
-        actions: np.ndarray = policy.squash(output, policy.action_mask[task_ids], False)[:, 0].cpu().numpy()
-        return actions
+        return policy.squash(output, policy.action_mask[task_ids], False)[:, 0]
 
-    def _hold(self, task_ids: th.Tensor, means: list[th.Tensor], started: np.ndarray) -> list[th.Tensor]:
+    def _hold(self, task_ids: th.Tensor, means: list[th.Tensor], started: th.Tensor) -> list[th.Tensor]:
         if self._deviations is None or len(self._deviations[0]) != len(task_ids):
             drawn = self.policy.actor.draw(task_ids)
             self._deviations = [draw - mean for draw, mean in zip(drawn, means, strict=True)]
         elif len(started):
-            index = th.as_tensor(started, device=task_ids.device)
+            index = started.to(task_ids.device)
             drawn = self.policy.actor.draw(task_ids[index])
             for held, draw, mean in zip(self._deviations, drawn, means, strict=True):
                 held[index] = draw - mean[index]

@@ -1,59 +1,56 @@
-"""What any multi-task agent on SB3's SAC needs besides its losses: tasks, collection, logs, files."""
+"""What any multi-task agent on SB3's SAC needs besides its losses and its collection: tasks, logs, files."""
 
 from __future__ import annotations
 
 import io
 import pathlib
-from abc import ABC
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
-from stable_baselines3 import SAC
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.save_util import save_to_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
 
-from sb3_varshare.replay import RewardScale, TaskReplayBuffer
-from sb3_varshare.tasks.encoding import append_task, check_one_hot, split_task
-from sb3_varshare.tasks.suite import find_tasks, nearest
+from sb3_varshare.replay import TaskReplayBuffer
+from sb3_varshare.tasks.encoding import append_task
+from sb3_varshare.tasks.spaces import ActionBounds, to_bounds
+from sb3_varshare.tasks.suite import TaskDescription, find_tasks, nearest
 from sb3_varshare.varshare_sac import saving
 from sb3_varshare.varshare_sac.arguments import check_not_normalized, describe_tasks
+from sb3_varshare.varshare_sac.collection import MultiTaskCollection
 from sb3_varshare.varshare_sac.diagnostics import residual_statistics
-from sb3_varshare.varshare_sac.exploration import PosteriorExplorer
 from sb3_varshare.varshare_sac.policies import MultiTaskPolicy
-from sb3_varshare.varshare_sac.task_stats import TaskStats
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="MultiTaskAlgorithm")
 
 
-class MultiTaskAlgorithm(SAC, ABC):
+class MultiTaskAlgorithm(MultiTaskCollection):
     """
     Base of :class:`~sb3_varshare.VarShareSAC`: everything but the networks' set-up and the gradient step.
 
     Attributes that describe the tasks, all plain data and saved with the model: ``n_tasks``, ``task_names``,
-    ``action_sizes``, ``protocol``, ``one_hot_size``.
+    ``full_names``, ``action_sizes``, ``action_bounds``, ``protocol``, ``one_hot_size``. The protocol is that of the
+    last training.
     """
 
-    policy: MultiTaskPolicy  # type: ignore[assignment]
-    replay_buffer: TaskReplayBuffer
-    reward_scale: RewardScale
-    exploration: str
-    mask_actions: bool
-    _explorer: PosteriorExplorer | None
+    full_names: list[str]
+    action_bounds: list[ActionBounds] | None
 
     def _describe_tasks(self, n_tasks: int | None) -> None:
         if self.env is None:
             return
         check_not_normalized(self.env)
         description, self.one_hot_size = describe_tasks(self.env, n_tasks)
+        self._adopt(description)
+
+    def _adopt(self, description: TaskDescription) -> None:
         self.n_tasks = len(description.names)
         self.task_names = list(description.names)
+        self.full_names = list(description.full_names)
         self.action_sizes = list(description.action_sizes)
+        self.action_bounds = None if description.action_bounds is None else list(description.action_bounds)
         self.protocol = description.protocol
 
     def task_id(self, task: str | int) -> int:
@@ -62,10 +59,9 @@ class MultiTaskAlgorithm(SAC, ABC):
         :return: the index
         :raises ValueError: there is no such task
         """
-        if isinstance(task, str) and task not in self.task_names and task.rpartition("/")[2] in self.task_names:
-            task = task.rpartition("/")[2]
-        if task in self.task_names:
-            return self.task_names.index(task)
+        for names in (self.task_names, self.full_names):
+            if task in names:
+                return names.index(task)
         if isinstance(task, int | np.integer) and 0 <= task < self.n_tasks:
             return int(task)
         raise ValueError(f"Unknown task {task!r}; {nearest(str(task), self.task_names)}")
@@ -79,8 +75,9 @@ class MultiTaskAlgorithm(SAC, ABC):
         :param observation: (D,) or (N, D), or shorter where the task has a smaller observation
         :param task: a name or an index
         :param deterministic: the mean of the policy instead of a draw from it
-        :return: the action (A,) or (N, A) in the model's action space, and None (SB3's recurrent state)
-        :raises ValueError: the task is unknown or the observation too long
+        :return: the action (A_t,) or (N, A_t) as the task's own environment takes it, of its length and within its
+            bounds, and None (SB3's recurrent state)
+        :raises ValueError: the task is unknown, the observation too long, or the bounds are not known
         """
         task_id, size = self.task_id(task), self.policy.observation_size
         rows = np.atleast_2d(np.asarray(observation, dtype=np.float32))
@@ -89,106 +86,28 @@ class MultiTaskAlgorithm(SAC, ABC):
         encoded = np.stack(
             [append_task(row, task_id, self.one_hot_size, size) if self.one_hot_size else row for row in rows]
         )
-        return self.predict(encoded if np.ndim(observation) > 1 else encoded[0], deterministic=deterministic)
+        actions, state = self.predict(encoded if np.ndim(observation) > 1 else encoded[0], deterministic=deterministic)
+        return self._as_own_action(actions, task_id), state
 
-    # Collection
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        if reset_num_timesteps or self._last_obs is None:
-            self._forget_open_episodes()
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        assert isinstance(self._last_obs, np.ndarray)
-        check_one_hot(self._last_obs, self.one_hot_size)
-        self._refuse_non_finite(split_task(self._last_obs, self.one_hot_size)[1], first_observation=self._last_obs)
-        return result
-
-    def _forget_open_episodes(self) -> None:
-        """What is open when the environments start anew will never end."""
-        self.replay_buffer.forget_open_episodes()
-        self.reward_scale.forget_open_episodes()
-        self.task_stats = TaskStats(self.task_names, self._stats_window_size)
-
-    def is_warm(self) -> bool:
-        """Whether the warm-up is over: enough transitions, and every task has a reward scale."""
-        return self.num_timesteps > self.learning_starts and not self.reward_scale.missing_tasks()
-
-    def _sample_action(
-        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        warm = self.is_warm()
-        if warm and self.exploration == "posterior":
-            assert isinstance(self._last_obs, np.ndarray) and self._last_episode_starts is not None
-            scaled = self.explorer.act(self._last_obs, self._last_episode_starts)
-            if action_noise is not None:
-                scaled = np.clip(scaled + action_noise(), -1, 1)
-            return self.policy.unscale_action(scaled), scaled
-        return super()._sample_action(0 if warm else self.num_timesteps + 1, action_noise, n_envs)
-
-    @property
-    def explorer(self) -> PosteriorExplorer:
-        """Acts with drawn weights; made at its first use."""
-        if self._explorer is None:
-            self._explorer = PosteriorExplorer(self.policy)
-        return self._explorer
-
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        assert isinstance(self._last_obs, np.ndarray) and isinstance(new_obs, np.ndarray)
-        next_obs = new_obs.copy()
-        for env in np.flatnonzero(dones):
-            next_obs[env] = infos[env].get("terminal_observation", next_obs[env])
-        observations, task_ids = split_task(self._last_obs, self.one_hot_size)
-        self._refuse_non_finite(task_ids, reward=reward, observation=next_obs, reset_observation=new_obs)
-        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos]) & dones
-        # A dimension that the task does not have is 0 wherever an action is stored.
-        used = np.arange(buffer_action.shape[1]) < np.array(self.policy_action_sizes)[task_ids, None]
-        replay_buffer.add(self._last_obs, next_obs, buffer_action * used, reward, dones, infos)
-        self.policy.observation_norm.update(observations, task_ids)
-        cut = self.reward_scale.update(task_ids, reward, dones & ~truncated, truncated)
-        if cut and self.verbose:
-            names = sorted({self.task_names[task] for task in cut})
-            print(f"No end of an episode of {names} for long: their reward scale uses partial returns.")
-        self.task_stats.update(task_ids, dones, infos)
-        self._last_obs = new_obs
-        self._last_episode_starts = dones
-
-    @property
-    def policy_action_sizes(self) -> list[int]:
-        """(T,) action dimensions that the policy uses for each task; all of them without masks."""
-        return self.action_sizes if self.mask_actions else [int(np.prod(self.action_space.shape))] * self.n_tasks  # type: ignore[arg-type]
-
-    def _refuse_non_finite(self, task_ids: np.ndarray, **arrays: np.ndarray) -> None:
-        for name, values in arrays.items():
-            finite = np.isfinite(values.reshape(len(values), -1)).all(1)
-            if not finite.all():
-                env = int(np.flatnonzero(~finite)[0])
-                # What follows in the environments does not follow on what was stored: they start anew.
-                self._last_obs = None
-                raise ValueError(
-                    f"The environment gave a {name.replace('_', ' ')} that is not finite: task "
-                    f"{self.task_names[int(task_ids[env])]!r}, environment {env}, step {self.num_timesteps}. "
-                    "The transition was not stored and the networks are untouched; mend the environment and go on."
-                )
+    def _as_own_action(self, actions: np.ndarray, task_id: int) -> np.ndarray:
+        if self.action_bounds is None:
+            # No suite stands between the agent and the environment: these are the environment's actions.
+            return actions
+        if not self.action_bounds:
+            raise ValueError(
+                "The model's file is of a version that did not keep the bounds of the tasks' actions: load it with "
+                "env=, a multi-task env of the same tasks, and save it again, or use predict()."
+            )
+        return to_bounds(actions, *self.action_bounds[task_id])
 
     # Logs
 
     def dump_logs(self) -> None:
         """Write log data: SB3's, and per task what :mod:`docs/logging` lists."""
         self.task_stats.record(self.logger)
+        restarts = 0 if self.env is None else getattr(self.env.unwrapped, "worker_restarts", 0)
+        if restarts:
+            self.logger.record("rollout/worker_restarts", restarts)
         for name, network in (("actor", self.policy.actor), ("critic", self.policy.critic.net)):
             statistics = residual_statistics(network)
             for key, values in statistics.items():
@@ -217,7 +136,11 @@ class MultiTaskAlgorithm(SAC, ABC):
         :param progress_bar: show a progress bar with tqdm and rich
         :return: the agent
         """
-        return super().learn(
+        found = None if self.env is None else find_tasks(self.env)
+        if found is not None:
+            # The environment may be another than the file's.
+            self._adopt(found)
+        super().learn(
             total_timesteps,
             callback,
             4 * self.n_envs if log_interval is None else log_interval,
@@ -225,11 +148,14 @@ class MultiTaskAlgorithm(SAC, ABC):
             reset_num_timesteps,
             progress_bar,
         )
+        if self._collector is not None:
+            self._collector.flush()
+        return self
 
     # Files
 
     def _excluded_save_params(self) -> list[str]:
-        runtime = ["lr_schedule", "target_entropy_tensor", "task_stats", "_explorer", "memory_need"]
+        runtime = ["lr_schedule", "target_entropy_tensor", "task_stats", "_explorer", "_collector", "memory_need"]
         return [*super()._excluded_save_params(), *runtime]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -321,6 +247,7 @@ class MultiTaskAlgorithm(SAC, ABC):
             data["n_envs"] = env.num_envs  # type: ignore[union-attr]
             if force_reset:
                 data["_last_obs"] = None
+        cls._complete(data, env)
         policy = data.pop("policy_class")
         model = cls(policy, env, device=device, _init_setup_model=False)  # type: ignore[arg-type]
         unknown = set(kwargs) - set(model.__dict__)
@@ -330,6 +257,14 @@ class MultiTaskAlgorithm(SAC, ABC):
         model._setup_model()
         saving.restore(model, path, device, print_system_info, replaced)
         return model
+
+    @staticmethod
+    def _complete(data: dict[str, Any], env: Any) -> None:
+        """What files of older versions lack: bounds from the environment or, as an empty list, not known."""
+        found = None if env is None else find_tasks(env)
+        data.setdefault("full_names", list(found.full_names) if found else [])
+        bounds = found.action_bounds if found else () if data["protocol"] else None
+        data.setdefault("action_bounds", None if bounds is None else list(bounds))
 
     @classmethod
     def _check_env(cls, env: GymEnv, data: dict[str, Any]) -> Any:

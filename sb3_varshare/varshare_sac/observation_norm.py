@@ -36,22 +36,27 @@ class ObservationNorm(nn.Module):
         return scaled.clamp(-CLIP, CLIP)
 
     @th.no_grad()
-    def update(self, observations: np.ndarray, task_ids: np.ndarray) -> None:
+    def update(self, observations: np.ndarray | th.Tensor, task_ids: np.ndarray | th.Tensor) -> None:
         """
-        Take observations into the statistics (Chan et al. 1979, parallel variance).
+        Take observations into the statistics (Chan et al. 1979, parallel variance); rows that are not finite are left
+        out. On the device no shape depends on the data, so that it is not waited for.
 
         :param observations: (N, D)
         :param task_ids: (N,)
         """
-        for task in np.unique(task_ids).tolist():
-            rows = th.as_tensor(observations[task_ids == task], device=self.mean.device)
-            n_rows, n_old = len(rows), self.count[task]
-            n_new = n_old + n_rows
-            shift = rows.mean(0) - self.mean[task]
-            squares = self.variance[task] * n_old + rows.var(0, unbiased=False) * n_rows
-            self.variance[task] = (squares + shift.square() * n_old * n_rows / n_new) / n_new
-            self.mean[task] += shift * n_rows / n_new
-            self.count[task] = n_new
+        rows = th.as_tensor(observations, device=self.mean.device, dtype=self.mean.dtype)
+        tasks = th.as_tensor(task_ids, device=self.mean.device)
+        finite = rows.isfinite().all(1, keepdim=True)
+        one_hot = ((tasks[:, None] == th.arange(len(self.count), device=tasks.device)) & finite).to(rows.dtype)
+        n_rows = one_hot.sum(0)[:, None]
+        deviations = th.where(finite, rows - self.mean[tasks], 0.0)
+        shift = one_hot.mT @ deviations / n_rows.clamp(min=1)
+        squares = one_hot.mT @ (deviations - shift[tasks]).square()
+        n_old, n_new = self.count, self.count + n_rows
+        squares = self.variance * n_old + squares + shift.square() * n_old * n_rows / n_new.clamp(min=1)
+        self.variance.copy_(th.where(n_rows > 0, squares / n_new.clamp(min=1), self.variance))
+        self.mean += shift * n_rows / n_new.clamp(min=1)
+        self.count += n_rows
 
 
 class NoObservationNorm(nn.Module):
@@ -60,5 +65,5 @@ class NoObservationNorm(nn.Module):
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return observations
 
-    def update(self, observations: np.ndarray, task_ids: np.ndarray) -> None:
+    def update(self, observations: np.ndarray | th.Tensor, task_ids: np.ndarray | th.Tensor) -> None:
         """Nothing to learn."""

@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_varshare.categorical import narrow_logits
+from sb3_varshare.grouping import rank_within_task
 from sb3_varshare.losses import q_values
 from sb3_varshare.networks import TASK_INPUTS, BroNet, TaskLinear, TaskNetwork
 from sb3_varshare.networks.task_network import Apply
@@ -290,9 +291,21 @@ class MultiTaskPolicy(BasePolicy):
         :return: (N, A) in [-1, 1]
         """
         assert isinstance(observation, th.Tensor)
-        rows, task_ids = split_task(observation.float(), self.one_hot_size)
+        return self.act(observation, deterministic)
+
+    def act(self, observations: th.Tensor, deterministic: bool = False, rows_per_task: int | None = None) -> th.Tensor:
+        """
+        Actions for rows of any tasks, on the device.
+
+        :param observations: (N, D + one-hot), tasks in any order and number
+        :param deterministic: the mean of the distribution instead of a draw from it
+        :param rows_per_task: the most rows that one task has; where it is not given, the device is waited for to count
+        :return: (N, A) in [-1, 1]
+        """
+        rows, task_ids = split_task(observations.float(), self.one_hot_size)
         slots = rank_within_task(task_ids, self.n_tasks)
-        grid = rows.new_zeros(self.n_tasks, int(slots.max()) + 1, self.observation_size)
+        size = int(slots.max()) + 1 if rows_per_task is None else rows_per_task
+        grid = rows.new_zeros(self.n_tasks, size, self.observation_size)
         grid[task_ids, slots] = rows
         features = self.actor_input(grid)
         output = self.actor.base(features) if self._base_only else self.actor(features)
@@ -309,15 +322,3 @@ class MultiTaskPolicy(BasePolicy):
         """
         mean, log_std = output.chunk(2, -1)
         return th.tanh(mean) * mask if deterministic else sample_action(mean, log_std, mask)[0]
-
-
-def rank_within_task(task_ids: th.Tensor, n_tasks: int) -> th.Tensor:
-    """
-    How many rows of the same task stand before each row.
-
-    :param task_ids: (N,)
-    :param n_tasks: T
-    :return: (N,)
-    """
-    one_hot = F.one_hot(task_ids, n_tasks)
-    return (one_hot.cumsum(0) * one_hot).sum(-1) - 1

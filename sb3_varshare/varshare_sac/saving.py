@@ -41,6 +41,14 @@ UNREADABLE = (
 )
 
 
+def _encode_array(array: np.ndarray) -> dict[str, Any]:
+    return {"dtype": str(array.dtype), "shape": list(array.shape), "values": array.ravel().tolist()}
+
+
+def _decode_array(value: dict[str, Any]) -> np.ndarray:
+    return np.array(value["values"], dtype=value["dtype"]).reshape(value["shape"])
+
+
 def _encode_box(box: spaces.Box) -> dict[str, Any]:
     return {"low": encode(box.low), "high": encode(box.high)}
 
@@ -52,11 +60,9 @@ def _decode_box(value: dict[str, Any]) -> spaces.Box:
 
 # Type -> (tag, to plain JSON values, back)
 _CODECS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
-    np.ndarray: (
-        "array",
-        lambda array: {"dtype": str(array.dtype), "shape": list(array.shape), "values": array.ravel().tolist()},
-        lambda value: np.array(value["values"], dtype=value["dtype"]).reshape(value["shape"]),
-    ),
+    np.ndarray: ("array", _encode_array, _decode_array),
+    # What was last observed on a device; it goes on as a tensor when training does.
+    th.Tensor: ("array", lambda tensor: _encode_array(tensor.cpu().numpy()), _decode_array),
     spaces.Box: ("box", _encode_box, _decode_box),
     TrainFreq: (
         "train_freq",

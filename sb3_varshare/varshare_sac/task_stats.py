@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,16 @@ class TaskStats:
         self._returns: list[deque[float]] = [deque(maxlen=window) for _ in task_names]
         self._successes: list[deque[float]] = [deque(maxlen=window) for _ in task_names]
 
-    def update(self, task_ids: np.ndarray, dones: np.ndarray, infos: Sequence[dict[str, Any]]) -> None:
+    def update(
+        self, task_ids: np.ndarray, dones: np.ndarray, infos: Sequence[dict[str, Any]] | Mapping[int, dict[str, Any]]
+    ) -> None:
         """
         Take in the episodes that ended in this step.
 
         :param task_ids: (N,) task of the episode that may have ended
         :param dones: (N,)
-        :param infos: (N,) with Monitor's ``episode`` and, where the environment reports it, ``is_success``
+        :param infos: of each environment that is done, by its position: Monitor's ``episode`` and, where the
+            environment reports it, ``is_success``
         """
         for env in np.flatnonzero(dones).tolist():
             task, info = int(task_ids[env]), infos[env]

@@ -290,7 +290,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         :param gradient_steps: how many
         :param batch_size: rows of all tasks together
         """
-        if not self.is_warm() or (self.replay_buffer.sizes == 0).any():
+        if not self.is_warm() or self.replay_buffer.empty_tasks():
             return
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])

@@ -1,6 +1,7 @@
 """The callback: tidy rows, the best model, the base, and a training that does not notice."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sb3_varshare import EvalTasksCallback, TaskEvaluation, VarShareSAC
+from sb3_varshare import EvalTasksCallback, TaskEvaluation, VarShareSAC, make_multitask_env
 from sb3_varshare.evaluation import eval_callback
 from sb3_varshare.evaluation.task_evaluation import EpisodeResult
 
@@ -197,3 +199,24 @@ def test_it_works_with_sb3s_own_agents(counting_envs: Envs, tmp_path: Path) -> N
 def test_a_line_per_evaluation(agent: Agent, counting_envs: Envs, capsys: pytest.CaptureFixture[str]) -> None:
     agent(counting_envs(PAIR)).learn(12, callback=EvalTasksCallback(eval_freq=100, n_episodes=1, verbose=1))
     assert "12 eval: return -2.0, success 0.50" in capsys.readouterr().out
+
+
+def test_the_protocol_stands_beside_the_table_and_cannot_change(agent: Agent, tmp_path: Path) -> None:
+    def callback() -> EvalTasksCallback:
+        return EvalTasksCallback(eval_freq=1_000, n_episodes=1, log_path=tmp_path)
+
+    env = make_multitask_env("contextual", horizon=4)
+    model = agent(env, batch_size=50)
+    model.set_logger(configure(str(tmp_path), ["csv", "tensorboard"]))
+    model.learn(5, callback=callback())
+    assert json.loads((tmp_path / "protocol.json").read_text()) == env.suite.describe().protocol == model.protocol
+    model.learn(5, callback=callback(), reset_num_timesteps=False)
+    before = (tmp_path / "evaluations.csv").read_text()
+    model.set_env(make_multitask_env("contextual", horizon=5))
+    with pytest.raises(ValueError, match=r"contextual\.horizon: 4 against 5"):
+        model.learn(5, callback=callback(), reset_num_timesteps=False)
+    assert (tmp_path / "evaluations.csv").read_text() == before
+    model.logger.close()
+    assert "eval/protocol" not in (tmp_path / "progress.csv").read_text()
+    accumulator = EventAccumulator(str(tmp_path)).Reload()
+    assert "eval/protocol/text_summary" in accumulator.Tags()["tensors"]

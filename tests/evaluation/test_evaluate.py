@@ -1,14 +1,16 @@
 """Every task plays the same number of episodes, and the numbers are exact."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from sb3_varshare import VarShareSAC, evaluate_tasks, make_multitask_env
+from sb3_varshare.evaluation import evaluate
 from sb3_varshare.evaluation.evaluate import evaluation_env
 
 Agent = Callable[..., VarShareSAC]
@@ -21,7 +23,7 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("n_envs", [1, 2, 3])
+@pytest.mark.parametrize("n_envs", [1, 3])
 def test_returns_lengths_and_successes_are_exact(agent: Agent, counting_envs: Envs, n_envs: int) -> None:
     """With an env of its own, or taking turns, each task plays its script from the start."""
     train = counting_envs(TASKS)
@@ -50,8 +52,8 @@ def test_several_envs_of_a_task_do_not_favour_short_episodes(agent: Agent, count
     assert sorted(e.length for e in found.of_task("a")) == [1, 9]
 
 
-@pytest.mark.parametrize("n_envs", [4, 7])
-def test_more_envs_than_tasks(agent: Agent, counting_envs: Envs, n_envs: int) -> None:
+@pytest.mark.parametrize("n_envs", [2, 4, 7])
+def test_another_number_of_envs_than_tasks(agent: Agent, counting_envs: Envs, n_envs: int) -> None:
     train = counting_envs(TASKS)
     found = evaluate_tasks(agent(train), train.evaluation_env(n_envs), n_episodes=4)
     assert {task: len(found.of_task(task)) for task in TASKS} == {"short": 4, "long": 4, "mixed": 4}
@@ -143,6 +145,57 @@ def test_the_protocol_is_the_environments(agent: Agent, counting_envs: Envs) -> 
     model = agent(make_multitask_env("contextual", horizon=20))
     found = evaluate_tasks(model, make_multitask_env("contextual", horizon=10), n_episodes=1)
     assert found.protocol != model.protocol and {e.length for e in found.episodes} == {10}
+    assert "Trained under another protocol: contextual.horizon: 20 against 10" in " ".join(str(found).split())
+    assert "another" not in str(evaluate_tasks(model, make_multitask_env("contextual", horizon=20), n_episodes=1))
+
+
+class ForeignEnv(gym.Env):
+    """Knows the one-hot of two tasks, of which it plays those it is told to, one after the other."""
+
+    observation_space = gym.spaces.Box(-1, 1, (4,), dtype=np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), dtype=np.float32)
+
+    def __init__(self, tasks: Sequence[int], length: int) -> None:
+        self.tasks, self.length, self.episode = tasks, length, -1
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.episode, self.time = self.episode + 1, 0
+        return self.observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.time += 1
+        return self.observe(), 1.0, self.time == self.length, False, {}
+
+    def observe(self) -> np.ndarray:
+        return np.eye(4, dtype=np.float32)[2 + self.tasks[self.episode % len(self.tasks)]]
+
+
+def test_a_foreign_env_that_leaves_a_task_out_is_found_out(agent: Agent) -> None:
+    envs: Any = [lambda: ForeignEnv([0], 1), lambda: ForeignEnv([0], 3)]
+    venv = DummyVecEnv(envs)
+    model = agent(venv, n_tasks=2)
+    with pytest.raises(RuntimeError, match=r"to come \(episodes begun\): \{'task_1': 0\}.*play all tasks"):
+        evaluate_tasks(model, venv, n_episodes=2)
+
+
+def test_a_rare_or_a_slow_task_is_waited_for(agent: Agent) -> None:
+    rare: Any = DummyVecEnv([lambda: ForeignEnv([0] * 60 + [1], 1)])
+    model = agent(rare, n_tasks=2)
+    assert len(evaluate_tasks(model, rare, n_episodes=2).of_task("task_1")) == 2
+    # 400 episodes of the one during one of the other are not too many.
+    envs: Any = [lambda: ForeignEnv([0], 1), lambda: ForeignEnv([1], 400)]
+    slow = DummyVecEnv(envs)
+    found = evaluate_tasks(agent(slow, n_tasks=2), slow, n_episodes=2)
+    assert [episode.length for episode in found.episodes] == [1, 1, 400, 400]
+
+
+def test_an_episode_without_an_end_is_an_error(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "MAX_EPISODE_STEPS", 50)
+    endless: Any = DummyVecEnv([lambda: ForeignEnv([0, 1], 0)])
+    model = agent(endless, n_tasks=2)
+    with pytest.raises(RuntimeError, match=r"No end of an episode of task 'task_0' after 50 steps: give .* horizon="):
+        evaluate_tasks(model, endless, n_episodes=1)
 
 
 def test_at_least_one_episode(agent: Agent, counting_envs: Envs) -> None:

@@ -7,11 +7,19 @@ from scipy import stats
 
 from sb3_varshare.evaluation import TaskEvaluation
 from sb3_varshare.evaluation.task_evaluation import EpisodeResult, mean_interval, share_interval
+from sb3_varshare.tasks import check_same_protocol
 
 
 def episodes(task: str, returns: list[float], successes: list[bool] | None = None) -> list[EpisodeResult]:
+    """Of those that were solved only the first still is at its end."""
     known = successes or [None] * len(returns)
-    return [EpisodeResult(task, i, r, 10, s, s) for i, (r, s) in enumerate(zip(returns, known, strict=True))]
+    return [
+        EpisodeResult(task, i, r, 10, s, None if s is None else s and i == 0)
+        for i, (r, s) in enumerate(zip(returns, known, strict=True))
+    ]
+
+
+PROTOCOL = {"name": "mt-rand", "metaworld": {"horizon": 500, "summary": "50 goals, horizon 500"}}
 
 
 def test_mean_interval_by_hand() -> None:
@@ -47,13 +55,15 @@ def evaluation() -> TaskEvaluation:
         *episodes("b", [10.0, 10.0], [True, True]),
         *episodes("c", [-4.0, -6.0]),
     ]
-    return TaskEvaluation(["a", "b", "c"], found, {"version": 1})
+    return TaskEvaluation(["a", "b", "c"], found, PROTOCOL)
 
 
 def test_means_are_over_tasks(evaluation: TaskEvaluation) -> None:
     assert {task: estimate.mean for task, estimate in evaluation.returns().items()} == {"a": 2.0, "b": 10.0, "c": -5.0}
     assert {task: estimate.mean for task, estimate in evaluation.success_rates().items()} == {"a": 0.5, "b": 1.0}
     assert evaluation.mean_return == pytest.approx(7 / 3) and evaluation.mean_success_rate == 0.75
+    assert {task: estimate.mean for task, estimate in evaluation.last_success_rates().items()} == {"a": 0.5, "b": 0.5}
+    assert evaluation.mean_last_success_rate == 0.5
 
 
 def test_the_table_says_it_all(evaluation: TaskEvaluation) -> None:
@@ -65,6 +75,32 @@ def test_the_table_says_it_all(evaluation: TaskEvaluation) -> None:
     assert "10.0" in rows["b"] and "1.00" in rows["b"]
     assert "-5.0" in rows["c"] and "0.50" not in rows["c"]
     assert rows["mean"][2:4] == ["over", "tasks"] and "2.3" in rows["mean"] and "0.75" in rows["mean"]
+
+
+def test_success_at_the_last_step_stands_beside_success(evaluation: TaskEvaluation) -> None:
+    table = evaluation.table()
+    columns = {str(column.header): list(column.cells) for column in table.columns}
+    assert columns["success"] == ["0.50", "1.00", "", "0.75"]
+    assert columns["at last step"] == ["0.50", "0.50", "", "0.50"]
+
+
+def test_the_protocol_stands_below_the_table(evaluation: TaskEvaluation) -> None:
+    assert evaluation.table().caption == "mt-rand: 50 goals, horizon 500"
+    assert "mt-rand: 50 goals, horizon 500" in str(evaluation)
+    elsewhere = TaskEvaluation(
+        ["a"], episodes("a", [1.0]), PROTOCOL, trained_protocol={**PROTOCOL, "metaworld": {"horizon": 200}}
+    )
+    assert elsewhere.protocol_line.splitlines()[1] == (
+        "Trained under another protocol: metaworld.horizon: 200 against 500"
+    )
+    assert TaskEvaluation(["a"], episodes("a", [1.0]), {}).protocol_line == "protocol unknown"
+
+
+def test_results_of_different_protocols_are_not_compared(evaluation: TaskEvaluation) -> None:
+    other = TaskEvaluation(["a"], evaluation.of_task("a"), {**PROTOCOL, "metaworld": {"horizon": 200}})
+    check_same_protocol(evaluation, TaskEvaluation(["a"], evaluation.of_task("a"), PROTOCOL))
+    with pytest.raises(ValueError, match="horizon: 500 against 200"):
+        check_same_protocol(evaluation, other)
 
 
 def test_without_successes_the_table_has_returns_alone() -> None:

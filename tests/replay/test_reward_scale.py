@@ -40,7 +40,9 @@ def denominator(scale: RewardScale, ent_coef: float = 0.0, target_entropy: float
 
 
 def test_discounted_returns_by_hand() -> None:
-    np.testing.assert_allclose(discounted_returns([1.0, 2.0, 3.0], 0.5, 4.0), [1 + 1 + 0.75 + 0.5, 2 + 1.5 + 1, 5.0])
+    rewards, bootstrap = np.array([[1.0, 2.0, 3.0], [1.0, 0.0, 0.0]]), np.array([4.0, 0.0])
+    expected = [[1 + 1 + 0.75 + 0.5, 2 + 1.5 + 1, 5.0], [1.0, 0.0, 0.0]]
+    np.testing.assert_allclose(discounted_returns(rewards, 0.5, bootstrap), expected)
 
 
 def test_a_terminated_episode_ends_at_zero() -> None:
@@ -171,3 +173,27 @@ def test_state_dict_round_trip() -> None:
     assert copy.missing_tasks() == {0}
     assert th.equal(copy.return_max, scale.return_max) and th.equal(copy.return_min, scale.return_min)
     assert denominator(copy, 0.1, -1.0) == denominator(scale, 0.1, -1.0)
+
+
+def test_many_envs_at_once_equal_one_by_one() -> None:
+    """Against the definition, in plain Python: random ends, tasks that change between episodes."""
+    rng, n_envs, gamma = np.random.default_rng(2), 6, 0.9
+    scale, tasks = RewardScale(3, gamma, v_max=1.0), rng.integers(3, size=n_envs)
+    open_rewards: list[list[float]] = [[] for _ in range(n_envs)]
+    highest, lowest = [-np.inf] * 3, [np.inf] * 3
+    for _ in range(150):
+        rewards = rng.normal(size=n_envs).astype(np.float32)
+        terminated, truncated = rng.random((2, n_envs)) < 0.1
+        scale.update(tasks, rewards, terminated, truncated)
+        for env in range(n_envs):
+            open_rewards[env].append(float(rewards[env]))
+            if terminated[env] or truncated[env]:
+                running = float(np.mean(open_rewards[env])) / (1 - gamma) if truncated[env] else 0.0
+                for reward in reversed(open_rewards[env]):
+                    running = reward + gamma * running
+                    highest[tasks[env]] = max(highest[tasks[env]], running)
+                    lowest[tasks[env]] = min(lowest[tasks[env]], running)
+                open_rewards[env] = []
+        tasks = np.where(terminated | truncated, rng.integers(3, size=n_envs), tasks)
+    assert scale.return_max.tolist() == np.array(highest, dtype=np.float32).tolist()
+    assert scale.return_min.tolist() == np.array(lowest, dtype=np.float32).tolist()

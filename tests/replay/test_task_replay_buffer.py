@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from scipy import stats
 from stable_baselines3.common.buffers import NStepReplayBuffer
 
 from sb3_varshare.replay import TaskReplayBuffer
-from sb3_varshare.types import TaskBatch
+from sb3_varshare.replay.task_replay_buffer import to_tensors
+from sb3_varshare.types import TaskBatch, Transitions
 
 OBSERVATION_SIZE, ACTION_SIZE = 2, 3
 
@@ -392,3 +394,64 @@ def test_check_valid_finds_broken_rules() -> None:
 def test_impossible_arguments_are_refused(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_buffer(**kwargs)
+
+
+# Tensors
+
+
+def random_steps(n_envs: int, n_tasks: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """Observations, next observations, actions, rewards, terminated, truncated; tasks change only between episodes."""
+    rng = np.random.default_rng(3)
+    tasks = rng.integers(n_tasks, size=n_envs)
+    for _ in range(40):
+        ends = rng.random((2, n_envs)) < 0.15
+        yield (
+            observe(rng.normal(size=n_envs), tasks, n_tasks),
+            observe(rng.normal(size=n_envs), tasks, n_tasks),
+            rng.uniform(-1, 1, (n_envs, ACTION_SIZE)),
+            rng.normal(size=n_envs),
+            ends[0],
+            ends[1] & ~ends[0],
+        )
+        tasks = np.where(ends.any(0), rng.integers(n_tasks, size=n_envs), tasks)
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_tensors_and_arrays_are_stored_alike(n_steps: int) -> None:
+    arrays, tensors = (make_buffer(1_000, n_envs=7, n_steps=n_steps) for _ in range(2))
+    for step in random_steps(7, 3):
+        observations, next_observations, actions, rewards, terminated, truncated = step
+        infos = [{"TimeLimit.truncated": bool(flag)} for flag in truncated]
+        arrays.add(observations, next_observations, actions, rewards, terminated | truncated, infos)
+        tensors.add_tensors(to_tensors(tensors.device, *step))
+    assert arrays.size() > 150 and arrays.sizes.tolist() == tensors.sizes.tolist()
+    for task in range(3):
+        assert stored(arrays, task) == stored(tensors, task)
+
+
+def test_of_more_rows_than_a_ring_holds_the_last_stay() -> None:
+    buffer = make_buffer(buffer_size=9, n_envs=8)  # three of each task
+    Feeder(buffer).step([0, 0, 1, 0, 0, 0, 2, 0])
+    assert sorted(row[0] for row in stored(buffer, 0)) == [4, 5, 7]
+    assert buffer.sizes.tolist() == [3, 1, 1]
+
+
+@pytest.mark.parametrize("n_steps", [1, 2])
+@pytest.mark.parametrize("field", ["observations", "next_observations", "actions", "rewards"])
+def test_a_row_that_is_not_finite_is_not_stored(n_steps: int, field: str) -> None:
+    buffer = make_buffer(n_envs=3, n_steps=n_steps)
+    ends = th.ones(3, dtype=th.bool)
+    observations = th.from_numpy(observe(np.arange(3.0), np.array([0, 1, 2]), 3))
+    step = Transitions(observations, th.zeros(3, ACTION_SIZE), th.zeros(3), observations + 0, ends, ~ends)
+    getattr(step, field)[1].view(-1)[0] = th.nan
+    buffer.add_tensors(step)
+    assert buffer.sizes.tolist() == [1, 0, 1] and buffer.check_valid() == (True, "")
+    assert buffer.empty_tasks() == [1]
+
+
+def test_empty_tasks_are_known_again_after_a_reset() -> None:
+    buffer = make_buffer()
+    Feeder(buffer).step([0, 1, 2])
+    assert buffer.empty_tasks() == []
+    buffer.reset()
+    assert buffer.empty_tasks() == [0, 1, 2]

@@ -72,7 +72,7 @@ def test_gradient_law(ready_agent: TinyAgent, adapter: str, kl_scale: str) -> No
     The pull on theta is exactly 0, and on mu exactly ``beta mu / (T n_t sigma_prior^2)``, for the actor times ent_coef.
     """
     model = ready_agent(adapter=adapter, kl_scale=kl_scale, ent_coef=[0.3, 0.05], rank=2)
-    model.replay_buffer.written[:] = [40, 25]  # unequal data
+    model.replay_buffer.written = th.tensor([40, 25])  # unequal data
     counts = th.tensor([2_000.0, 2_000.0] if kl_scale == "constant" else [40.0, 25.0])
     beta = 1e6  # so that the difference of two gradients is precise
     without, with_kl = gradients(model, 0.0), gradients(model, beta)

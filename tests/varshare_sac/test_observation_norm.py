@@ -60,3 +60,12 @@ def test_none_leaves_observations_alone() -> None:
     norm, x = NoObservationNorm(), th.full((1, 2, 3), 1e6)
     norm.update(x[0].numpy(), np.zeros(2, dtype=int))
     assert norm(x) is x
+
+
+def test_rows_that_are_not_finite_are_left_out() -> None:
+    norm, expected = ObservationNorm(2, 2), ObservationNorm(2, 2)
+    rows = th.tensor([[1.0, 2.0], [th.nan, 1.0], [3.0, 5.0], [th.inf, 0.0]])
+    norm.update(rows, th.tensor([0, 0, 0, 1]))
+    expected.update(rows[[0, 2]], th.tensor([0, 0]))
+    for name, buffer in expected.named_buffers():
+        th.testing.assert_close(getattr(norm, name), buffer)

@@ -10,7 +10,6 @@ from stable_baselines3.common.utils import ConstantSchedule
 
 from sb3_varshare.categorical import expectation
 from sb3_varshare.varshare_sac import MultiTaskPolicy
-from sb3_varshare.varshare_sac.policies import rank_within_task
 
 N_TASKS, OBSERVATION_SIZE, ACTION_SIZE = 3, 4, 2
 ADAPTERS = ["varshare", "low_rank", "deterministic", "none", "independent"]
@@ -74,10 +73,6 @@ def test_blind_without_residuals() -> None:
     observations = np.concatenate([np.ones((3, OBSERVATION_SIZE)), np.eye(3)], 1).astype(np.float32)
     actions, _ = policy.predict(observations, deterministic=True)
     np.testing.assert_array_equal(actions, actions[[0, 0, 0]])
-
-
-def test_rank_within_task_by_hand() -> None:
-    assert rank_within_task(th.tensor([2, 0, 2, 2, 0, 1]), 3).tolist() == [0, 0, 1, 2, 1, 0]
 
 
 def test_a_deterministic_action_is_tanh_of_the_mean() -> None:
