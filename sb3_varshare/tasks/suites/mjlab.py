@@ -22,7 +22,7 @@ MINIMUM_VERSION = "1.6"
 
 
 def _no_plain_env(stream: np.random.SeedSequence) -> Any:
-    raise NotImplementedError("Tasks of mjlab exist as rows on a device only; use MjlabEnv.")
+    raise TypeError("Tasks of mjlab exist as rows on a device only; use MjlabEnv.")
 
 
 class MjlabEnv(TensorVecEnv):
