@@ -1,8 +1,9 @@
 """
 The losses of the agent: pure functions of tensors, one value per task.
 
-The objective per gradient step is ``(1/T) sum_t [data_t + beta_t KL_t / n_t]``: the mean over tasks of what the
-functions here return.
+The objective per gradient step is ``(1/T) sum_t [data_t + beta_t KL_t / n_t]``. The data terms are the mean over tasks
+of what the functions here return; the KLs have no graph: the layers add their weighted gradients on the way back, see
+:mod:`sb3_varshare.adapters.kl`.
 """
 
 from __future__ import annotations
@@ -83,24 +84,13 @@ def entropy_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: t
     return log_ent_coef.exp() * (-log_prob.mean(-1) - target_entropy)
 
 
-def kl_term(kl_divergence: th.Tensor, weights: th.Tensor) -> th.Tensor:
-    """
-    The pull towards sharing, ``beta KL_t / n_t``.
-
-    :param kl_divergence: (T,) nats, summed over weights
-    :param weights: (T,) as :func:`kl_weights` gives them
-    :return: (T,)
-    """
-    return weights * kl_divergence
-
-
 def kl_weights(beta: float, n_transitions: th.Tensor, at_least: int) -> th.Tensor:
     """
-    What multiplies each task's KL: ``beta / n_t``, the ELBO's weight at ``beta = 1``.
+    What multiplies each task's KL in the objective: ``beta / (T n_t)``, the ELBO's weight at ``beta = 1``.
 
     :param beta: KL weight
     :param n_transitions: (T,) transitions in the replay of each task
     :param at_least: lower bound of the count, the rows per task in a batch
     :return: (T,)
     """
-    return beta / n_transitions.clamp(min=at_least)
+    return beta / (len(n_transitions) * n_transitions.clamp(min=at_least))

@@ -32,19 +32,31 @@ class LayerShape(NamedTuple):
         return () if self.n_members is None else (self.n_members,)
 
 
-def task_matmul(x: th.Tensor, weight: th.Tensor) -> th.Tensor:
+def task_matmul(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
     """
     Product of every task's rows with that task's weight.
 
     :param x: (T, B, I) or (*K, T, B, I)
     :param weight: (*K, T, I, O), or (*K, 1, I, O) for one weight that all tasks share
+    :param bias: what is added, (*K, T, 1, O) or (*K, 1, 1, O)
     :return: (*K, T, B, O)
     """
-    if weight.shape[-3] > 1 or x.shape[-3] == 1:
+    if weight.shape[-3] == 1 and x.shape[-3] > 1 and (bias is None or bias.shape[-3] == 1):
+        # A shared weight meets all rows in one product; broadcasting would copy it once per task.
+        offset = None if bias is None else bias.squeeze(-3)
+        return _add_matmul(x.flatten(-3, -2), weight.squeeze(-3), offset).unflatten(-2, x.shape[-3:-1])
+    return _add_matmul(x, weight, bias)
+
+
+def _add_matmul(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
+    """``x @ weight + bias`` with broadcast leading axes: the sum is part of the product, not a pass of its own."""
+    if bias is None:
         return th.matmul(x, weight)
-    # A shared weight meets all rows in one product; broadcasting would copy it once per task.
-    n_tasks, n_rows = x.shape[-3:-1]
-    return th.matmul(x.flatten(-3, -2), weight.squeeze(-3)).unflatten(-2, (n_tasks, n_rows))
+    lead = th.broadcast_shapes(x.shape[:-2], weight.shape[:-2])
+    if not lead:
+        return th.addmm(bias, x, weight)
+    flat = (tensor.expand(*lead, -1, -1).reshape(-1, *tensor.shape[-2:]) for tensor in (bias, x, weight))
+    return th.baddbmm(*flat).unflatten(0, lead)
 
 
 class Adapter(nn.Module, ABC):
@@ -76,27 +88,38 @@ class Adapter(nn.Module, ABC):
         """
 
     @staticmethod
-    def averaged_product(x: th.Tensor, tensors: tuple[th.Tensor, ...]) -> th.Tensor:
+    def averaged_product(x: th.Tensor, tensors: tuple[th.Tensor, ...], bias: th.Tensor) -> th.Tensor:
         """
-        Mean output of the layer, without its bias, from :meth:`averaged_tensors` or an average of them.
+        Mean output of the layer from :meth:`averaged_tensors` or an average of them.
 
         :param x: (T, B, I) or (*K, T, B, I)
         :param tensors: as :meth:`averaged_tensors` returns them
+        :param bias: (*K, T, 1, O) or (*K, 1, 1, O)
         :return: (*K, T, B, O)
         """
         (weight,) = tensors
-        return task_matmul(x, weight)
+        return task_matmul(x, weight, bias)
 
-    def product(self, x: th.Tensor, theta: th.Tensor, sample: bool) -> th.Tensor:
+    def product(
+        self,
+        x: th.Tensor,
+        theta: th.Tensor,
+        bias: th.Tensor,
+        sample: bool = False,
+        kl_weights: th.Tensor | None = None,
+    ) -> th.Tensor:
         """
-        Output of the layer without its bias.
+        Output of the layer.
 
         :param x: (T, B, I) or (*K, T, B, I)
         :param theta: the layer's base weight
+        :param bias: (*K, T, 1, O) or (*K, 1, 1, O)
         :param sample: draw the residual instead of taking its mean
+        :param kl_weights: (T,) w: the backward pass also adds the gradient of ``sum_t w_t KL_t``; only where the
+            residual is sampled or has no noise
         :return: (*K, T, B, O)
         """
-        return self.averaged_product(x, self.averaged_tensors(theta))
+        return self.averaged_product(x, self.averaged_tensors(theta), bias)
 
     def merged_weight(self, theta: th.Tensor) -> th.Tensor:
         """

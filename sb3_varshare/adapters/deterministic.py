@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch as th
 from torch import nn
 
-from sb3_varshare.adapters.base import Adapter, LayerShape, prior_std, task_mean
-from sb3_varshare.adapters.kl import mean_kl
+from sb3_varshare.adapters.base import Adapter, LayerShape, prior_std, task_matmul, task_mean
+from sb3_varshare.adapters.kl import mean_kl, pull_mean
 
 
 class Deterministic(Adapter):
@@ -30,6 +30,16 @@ class Deterministic(Adapter):
 
     def averaged_tensors(self, theta: th.Tensor) -> tuple[th.Tensor, ...]:
         return (theta + self.mu,)
+
+    def product(
+        self,
+        x: th.Tensor,
+        theta: th.Tensor,
+        bias: th.Tensor,
+        sample: bool = False,
+        kl_weights: th.Tensor | None = None,
+    ) -> th.Tensor:
+        return task_matmul(x, theta + pull_mean(self.mu, kl_weights, self.sigma_prior), bias)
 
     def kl_divergence(self) -> th.Tensor:
         return mean_kl(self.mu, self.sigma_prior)

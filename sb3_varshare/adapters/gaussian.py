@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from sb3_varshare.adapters.base import LayerShape
-from sb3_varshare.adapters.kl import mean_kl, spread_kl, tied_spread_kl
+from sb3_varshare.adapters.kl import mean_kl, pull_mean, pull_spread, pull_tied_spread, spread_kl, tied_spread_kl
+from sb3_varshare.adapters.row_noise import fixed_noise, full_noise, tied_noise
 
 
 def inverse_softplus(value: float) -> float:
@@ -32,16 +33,23 @@ class Sigma(nn.Module, ABC):
         self.shape, self.sigma_prior = shape, sigma_prior
 
     @abstractmethod
-    def forward(self) -> th.Tensor:
-        """Standard deviations, (*K, T, I, O) or something that broadcasts to it."""
+    def forward(self, kl_weights: th.Tensor | None = None) -> th.Tensor:
+        """
+        Standard deviations.
+
+        :param kl_weights: (T,) w: the backward pass also adds the gradient of ``sum_t w_t KL_t``
+        :return: (*K, T, I, O)
+        """
 
     @abstractmethod
-    def output_variance(self, x: th.Tensor) -> th.Tensor:
+    def row_noise(self, x: th.Tensor, zeta: th.Tensor, kl_weights: th.Tensor | None = None) -> th.Tensor:
         """
-        Variance of ``x @ W`` over the weight's distribution, ``(x^2)(sigma^2)``.
+        ``sqrt((x^2)(sigma^2)) * zeta``
 
-        :param x: (T, B, I) or (*K, T, B, I)
-        :return: (*K, T, B, O) or something that broadcasts to it
+        :param x: (*K, T, B, I)
+        :param zeta: (*K, T, B, O) unit noise
+        :param kl_weights: as for :meth:`forward`
+        :return: (*K, T, B, O)
         """
 
     @abstractmethod
@@ -57,11 +65,11 @@ class FullSigma(Sigma):
         size = (*shape.members, shape.n_tasks, shape.in_features, shape.out_features)
         self.rho = nn.Parameter(th.full(size, inverse_softplus(sigma_prior)))
 
-    def forward(self) -> th.Tensor:
-        return F.softplus(self.rho)
+    def forward(self, kl_weights: th.Tensor | None = None) -> th.Tensor:
+        return pull_spread(F.softplus(self.rho), kl_weights, self.sigma_prior)
 
-    def output_variance(self, x: th.Tensor) -> th.Tensor:
-        return th.matmul(x.square(), self().square())
+    def row_noise(self, x: th.Tensor, zeta: th.Tensor, kl_weights: th.Tensor | None = None) -> th.Tensor:
+        return full_noise(x, self(kl_weights), zeta)
 
     def kl_divergence(self) -> th.Tensor:
         return spread_kl(self.rho, self.sigma_prior)
@@ -80,15 +88,22 @@ class TiedSigma(Sigma):
         self.rho_in = nn.Parameter(th.full((*shape.members, shape.n_tasks, shape.in_features), start))
         self.rho_out = nn.Parameter(th.full((*shape.members, shape.n_tasks, shape.out_features), start))
 
-    def forward(self) -> th.Tensor:
-        return F.softplus(self.rho_in)[..., :, None] * F.softplus(self.rho_out)[..., None, :]
+    def factors(self, kl_weights: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param kl_weights: as for :meth:`forward`
+        :return: ``a`` (*K, T, I) and ``b`` (*K, T, O)
+        """
+        return pull_tied_spread(F.softplus(self.rho_in), F.softplus(self.rho_out), kl_weights, self.sigma_prior)
 
-    def output_variance(self, x: th.Tensor) -> th.Tensor:
-        per_row = th.matmul(x.square(), F.softplus(self.rho_in).square()[..., None])
-        return per_row * F.softplus(self.rho_out).square()[..., None, :]
+    def forward(self, kl_weights: th.Tensor | None = None) -> th.Tensor:
+        a, b = self.factors(kl_weights)
+        return a[..., :, None] * b[..., None, :]
+
+    def row_noise(self, x: th.Tensor, zeta: th.Tensor, kl_weights: th.Tensor | None = None) -> th.Tensor:
+        return tied_noise(x, *self.factors(kl_weights), zeta)
 
     def kl_divergence(self) -> th.Tensor:
-        return tied_spread_kl(F.softplus(self.rho_in), F.softplus(self.rho_out), self.sigma_prior)
+        return tied_spread_kl(*self.factors(), self.sigma_prior)
 
 
 class FixedSigma(Sigma):
@@ -99,11 +114,11 @@ class FixedSigma(Sigma):
         self.register_buffer("sigma", th.tensor(sigma_prior), persistent=False)
         self.sigma: th.Tensor
 
-    def forward(self) -> th.Tensor:
+    def forward(self, kl_weights: th.Tensor | None = None) -> th.Tensor:
         return self.sigma.expand(*self.shape.members, self.shape.n_tasks, *self.shape[1:3])
 
-    def output_variance(self, x: th.Tensor) -> th.Tensor:
-        return x.square().sum(-1, keepdim=True) * self.sigma_prior**2
+    def row_noise(self, x: th.Tensor, zeta: th.Tensor, kl_weights: th.Tensor | None = None) -> th.Tensor:
+        return fixed_noise(x, self.sigma, zeta)
 
     def kl_divergence(self) -> th.Tensor:
         return self.sigma.new_zeros(*self.shape.members, self.shape.n_tasks)
@@ -129,6 +144,13 @@ class GaussianWeight(nn.Module):
         self.shape, self.sigma_prior = shape, sigma_prior
         self.mu = nn.Parameter(th.zeros(*shape.members, shape.n_tasks, shape.in_features, shape.out_features))
         self.sigma = SIGMA_STRUCTURES[sigma_structure](shape, sigma_prior)
+
+    def pulled_mean(self, kl_weights: th.Tensor | None) -> th.Tensor:
+        """
+        :param kl_weights: (T,) w: the backward pass also adds the mean's share of the gradient of ``sum_t w_t KL_t``
+        :return: ``mu``, (*K, T, I, O)
+        """
+        return pull_mean(self.mu, kl_weights, self.sigma_prior)
 
     def kl_divergence(self) -> th.Tensor:
         """KL to the prior, (*K, T) nats, summed over the weights."""

@@ -3,6 +3,9 @@ Closed-form KL divergences from the residual's posterior to its prior, in nats.
 
 Everything is written in the ratio ``u = sigma / sigma_prior - 1``, in which float32 stays accurate around
 the starting point ``sigma = sigma_prior``, where the KL is zero and its two terms cancel.
+
+The ``pull_*`` functions return what they are given. Their backward pass adds the gradient of a weighted KL, one pass
+over the gradient that is there already: a KL in the loss costs a graph, a forward pass and a second gradient.
 """
 
 from __future__ import annotations
@@ -69,3 +72,99 @@ def tied_spread_kl(a: th.Tensor, b: th.Tensor, sigma_prior: float) -> th.Tensor:
     per_input = 0.5 * excess_u - th.log1p(u).sum(-1)
     per_output = 0.5 * excess_v - th.log1p(v).sum(-1)
     return b.shape[-1] * per_input + a.shape[-1] * per_output + 0.5 * excess_u * excess_v
+
+
+class _PullMean(th.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mu: th.Tensor, weights: th.Tensor, sigma_prior: float) -> th.Tensor:
+        ctx.save_for_backward(mu, weights)
+        ctx.sigma_prior = sigma_prior
+        return mu.view_as(mu)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: th.Tensor) -> tuple[th.Tensor, None, None]:
+        mu, weights = ctx.saved_tensors
+        return th.addcmul(grads[0], mu, weights[:, None, None] / ctx.sigma_prior**2), None, None
+
+
+class _PullSpread(th.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sigma: th.Tensor, weights: th.Tensor, sigma_prior: float) -> th.Tensor:
+        ctx.save_for_backward(sigma, weights)
+        ctx.sigma_prior = sigma_prior
+        return sigma.view_as(sigma)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: th.Tensor) -> tuple[th.Tensor, None, None]:
+        sigma, weights = ctx.saved_tensors
+        weights = weights[:, None, None]
+        grad = th.addcmul(grads[0], sigma, weights / ctx.sigma_prior**2)
+        return grad.addcdiv_(weights, sigma, value=-1), None, None
+
+
+class _PullTiedSpread(th.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, a: th.Tensor, b: th.Tensor, weights: th.Tensor, sigma_prior: float
+    ) -> tuple[th.Tensor, th.Tensor]:
+        ctx.save_for_backward(a, b, weights)
+        ctx.scale = sigma_prior**0.5
+        return a.view_as(a), b.view_as(b)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: th.Tensor) -> tuple[th.Tensor, th.Tensor, None, None]:
+        a, b, weights = ctx.saved_tensors
+        p, q = a / ctx.scale, b / ctx.scale
+        excess_p, excess_q = (p - 1) * (p + 1), (q - 1) * (q + 1)
+        slope_p = b.shape[-1] * excess_p / p + p * excess_q.sum(-1, keepdim=True)
+        slope_q = a.shape[-1] * excess_q / q + q * excess_p.sum(-1, keepdim=True)
+        weights = weights[:, None] / ctx.scale
+        return th.addcmul(grads[0], slope_p, weights), th.addcmul(grads[1], slope_q, weights), None, None
+
+
+def pull_mean(mu: th.Tensor, weights: th.Tensor | None, sigma_prior: float) -> th.Tensor:
+    """
+    The means, with the gradient of ``sum_t w_t |mu_t|^2 / (2 sigma_prior^2)`` added on the way back.
+
+    :param mu: (*K, T, I, O)
+    :param weights: (T,) w; ``None`` adds nothing
+    :param sigma_prior: standard deviation of the prior
+    :return: ``mu``
+    """
+    if weights is None:
+        return mu
+    pulled: th.Tensor = _PullMean.apply(mu, weights, sigma_prior)
+    return pulled
+
+
+def pull_spread(sigma: th.Tensor, weights: th.Tensor | None, sigma_prior: float) -> th.Tensor:
+    """
+    The standard deviations, with the gradient of the spread's weighted KL added on the way back.
+
+    :param sigma: (*K, T, I, O)
+    :param weights: (T,) w; ``None`` adds nothing
+    :param sigma_prior: standard deviation of the prior
+    :return: ``sigma``
+    """
+    if weights is None:
+        return sigma
+    pulled: th.Tensor = _PullSpread.apply(sigma, weights, sigma_prior)
+    return pulled
+
+
+def pull_tied_spread(
+    a: th.Tensor, b: th.Tensor, weights: th.Tensor | None, sigma_prior: float
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    The factors of ``sigma[i, o] = a[i] * b[o]``, with the gradient of their weighted KL added on the way back.
+
+    :param a: (*K, T, I)
+    :param b: (*K, T, O)
+    :param weights: (T,) w; ``None`` adds nothing
+    :param sigma_prior: standard deviation of the prior
+    :return: ``a`` and ``b``
+    """
+    if weights is None:
+        return a, b
+    pulled: tuple[th.Tensor, th.Tensor] = _PullTiedSpread.apply(a, b, weights, sigma_prior)
+    return pulled

@@ -56,15 +56,22 @@ class LowRank(Adapter):
         return theta, self.factor.mu, self.v
 
     @staticmethod
-    def averaged_product(x: th.Tensor, tensors: tuple[th.Tensor, ...]) -> th.Tensor:
+    def averaged_product(x: th.Tensor, tensors: tuple[th.Tensor, ...], bias: th.Tensor) -> th.Tensor:
         theta, mu, v = tensors
-        return task_matmul(x, theta) + task_matmul(task_matmul(x, mu), v)
+        return task_matmul(x, theta, bias) + task_matmul(task_matmul(x, mu), v)
 
-    def product(self, x: th.Tensor, theta: th.Tensor, sample: bool) -> th.Tensor:
-        if not sample:
-            return self.averaged_product(x, self.averaged_tensors(theta))
-        projected = task_matmul(x, self.factor.mu) + self.estimator(x, self.factor)
-        return task_matmul(x, theta) + task_matmul(projected, self.v)
+    def product(
+        self,
+        x: th.Tensor,
+        theta: th.Tensor,
+        bias: th.Tensor,
+        sample: bool = False,
+        kl_weights: th.Tensor | None = None,
+    ) -> th.Tensor:
+        projected = task_matmul(x, self.factor.pulled_mean(kl_weights))
+        if sample:
+            projected = projected + self.estimator(x, self.factor, kl_weights)
+        return task_matmul(x, theta, bias) + task_matmul(projected, self.v)
 
     def merged_weight(self, theta: th.Tensor) -> th.Tensor:
         return theta + th.matmul(self.factor.mu, self.v)

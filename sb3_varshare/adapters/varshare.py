@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch as th
 from torch import nn
 
-from sb3_varshare.adapters.base import Adapter, LayerShape, prior_std, task_mean
+from sb3_varshare.adapters.base import Adapter, LayerShape, prior_std, task_matmul, task_mean
 from sb3_varshare.adapters.estimators import get_estimator
 from sb3_varshare.adapters.gaussian import GaussianWeight
 
@@ -42,9 +42,16 @@ class VarShare(Adapter):
     def averaged_tensors(self, theta: th.Tensor) -> tuple[th.Tensor, ...]:
         return (theta + self.residual.mu,)
 
-    def product(self, x: th.Tensor, theta: th.Tensor, sample: bool) -> th.Tensor:
-        mean = super().product(x, theta, sample)
-        return mean + self.estimator(x, self.residual) if sample else mean
+    def product(
+        self,
+        x: th.Tensor,
+        theta: th.Tensor,
+        bias: th.Tensor,
+        sample: bool = False,
+        kl_weights: th.Tensor | None = None,
+    ) -> th.Tensor:
+        mean = task_matmul(x, theta + self.residual.pulled_mean(kl_weights), bias)
+        return mean + self.estimator(x, self.residual, kl_weights) if sample else mean
 
     def draw(self, task_ids: th.Tensor) -> th.Tensor:
         return self.residual.draw(task_ids)

@@ -68,13 +68,15 @@ class TaskLinear(nn.Module):
         for matrix in self.theta.detach().flatten(0, -3):
             nn.init.orthogonal_(matrix, gain)
 
-    def forward(self, x: th.Tensor, sample: bool = False) -> th.Tensor:
+    def forward(self, x: th.Tensor, sample: bool = False, kl_weights: th.Tensor | None = None) -> th.Tensor:
         """
         :param x: (T, B, I) or (*K, T, B, I)
         :param sample: draw the residual instead of taking its mean
+        :param kl_weights: (T,) w: the backward pass also adds the gradient of ``sum_t w_t KL_t``
         :return: (*K, T, B, O)
         """
-        return self.adapter.product(x, self.theta, sample) + self.bias
+        rows = x.expand(*self.shape.members, *x.shape[-3:])
+        return self.adapter.product(rows, self.theta, self.bias, sample, kl_weights)
 
     def base(self, x: th.Tensor) -> th.Tensor:
         """
@@ -86,7 +88,7 @@ class TaskLinear(nn.Module):
         """
         if self.adapter.per_task_base:
             raise TypeError("independent networks have no shared base: use adapter='none' for one network.")
-        return task_matmul(x, self.theta) + self.bias
+        return task_matmul(x, self.theta, self.bias)
 
     def with_residual(self, x: th.Tensor, residual: th.Tensor) -> th.Tensor:
         """
@@ -141,10 +143,10 @@ class AveragedLinear(nn.Module):
         """As :meth:`TaskLinear.averaged_tensors`."""
         return tuple(self.tensors)
 
-    def forward(self, x: th.Tensor, sample: bool = False) -> th.Tensor:
-        """As the source's mean output; there is nothing to sample."""
+    def forward(self, x: th.Tensor, sample: bool = False, kl_weights: th.Tensor | None = None) -> th.Tensor:
+        """As the source's mean output; there is nothing to sample and no KL."""
         *tensors, bias = self.tensors
-        return self._product(x, tuple(tensors)) + bias
+        return self._product(x, tuple(tensors), bias)
 
 
 class TaskLayerNorm(nn.Module):

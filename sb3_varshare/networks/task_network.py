@@ -29,13 +29,15 @@ class TaskNetwork(nn.Module, ABC):
         :return: (*K, T, B, out_features)
         """
 
-    def forward(self, x: th.Tensor, sample: bool = False) -> th.Tensor:
+    def forward(self, x: th.Tensor, sample: bool = False, kl_weights: th.Tensor | None = None) -> th.Tensor:
         """
         :param x: (T, B, in_features)
         :param sample: draw the residuals instead of taking their mean
+        :param kl_weights: (T,) w: the backward pass also adds the gradient of ``sum_t w_t KL_t``, as if it were part
+            of the loss; for one forward pass of those that a loss is made of, and with ``sample=True``
         :return: (*K, T, B, out_features)
         """
-        return self.run(x, lambda layer, inputs: cast(th.Tensor, layer(inputs, sample)))
+        return self.run(x, lambda layer, inputs: cast(th.Tensor, layer(inputs, sample, kl_weights)))
 
     def base(self, x: th.Tensor) -> th.Tensor:
         """

@@ -93,14 +93,22 @@ class Critic(nn.Module):
         if initial_return_std is not None:
             self.net.scale_output(NARROW_HEAD_SCALE, narrow_logits(support, initial_return_std))
 
-    def forward(self, observations: th.Tensor, actions: th.Tensor, sample: bool = False) -> th.Tensor:
+    def forward(
+        self,
+        observations: th.Tensor,
+        actions: th.Tensor,
+        sample: bool = False,
+        kl_weights: th.Tensor | None = None,
+    ) -> th.Tensor:
         """
         :param observations: (T, B, D) normalised
         :param actions: (T, B, A)
         :param sample: draw the residuals instead of taking their mean
+        :param kl_weights: (T,) w: the backward pass also adds the gradient of ``sum_t w_t KL_t``
         :return: (K, T, B, M) logits of the return distribution
         """
-        logits: th.Tensor = self.net(self.task_input.append(th.cat([observations, actions], -1)), sample)
+        features = self.task_input.append(th.cat([observations, actions], -1))
+        logits: th.Tensor = self.net(features, sample, kl_weights)
         return logits
 
     def probabilities(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
@@ -249,15 +257,18 @@ class MultiTaskPolicy(BasePolicy):
         """
         return self.critic.task_input.append(self.observation_norm(observations)).detach()
 
-    def action_log_prob(self, observations: th.Tensor, sample: bool = False) -> tuple[th.Tensor, th.Tensor]:
+    def action_log_prob(
+        self, observations: th.Tensor, sample: bool = False, kl_weights: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor]:
         """
         Draw actions.
 
         :param observations: (T, B, D) raw
         :param sample: draw the actor's residuals instead of taking their mean
+        :param kl_weights: (T,) w: the backward pass also adds the gradient of ``sum_t w_t KL_t`` of the actor
         :return: actions (T, B, A) and their log-probabilities (T, B)
         """
-        mean, log_std = self.actor(self.actor_input(observations), sample).chunk(2, -1)
+        mean, log_std = self.actor(self.actor_input(observations), sample, kl_weights).chunk(2, -1)
         return sample_action(mean, log_std, self.action_mask)
 
     def q_values(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:

@@ -201,16 +201,14 @@ class VarShareSAC(MultiTaskAlgorithm):
         self.sigma_prior, self.prior_scale, self.sigma_structure = sigma_prior, prior_scale, sigma_structure
         self.estimator, self.recenter_every, self.task_input = estimator, recenter_every, task_input
         self.actor_residuals, self.critic_residuals = actor_residuals, critic_residuals
-        self.exploration = exploration
+        self.exploration, self.preset = exploration, preset
         self.actor_width, self.actor_depth = actor_width, actor_depth
         self.critic_width, self.critic_depth = critic_width, critic_depth
         self.n_critics, self.n_atoms, self.v_min, self.v_max = n_critics, n_atoms, v_min, v_max
-        self.initial_return_std = initial_return_std
+        self.initial_return_std, self.weight_decay = initial_return_std, weight_decay
         self.normalize_observations, self.mask_actions = normalize_observations, mask_actions
         self.mu_lr_multiplier, self.rho_lr_multiplier = mu_lr_multiplier, rho_lr_multiplier
-        self.weight_decay = weight_decay
         self.replay_device = None if replay_device is None else str(replay_device)
-        self.preset = preset
         self._describe_tasks(n_tasks)
         if _init_setup_model:
             self._setup_model()
@@ -299,7 +297,7 @@ class VarShareSAC(MultiTaskAlgorithm):
             batch = self.replay_buffer.sample(batch_size)
             batch = TaskBatch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
             ent_coef, kl_weights = self._ent_coef(), self._kl_weights(batch_size)
-            critic_loss = self._critic_step(batch, ent_coef, kl_weights)
+            critic_loss = self._critic_step(batch, self._critic_target(batch, ent_coef), kl_weights)
             self._n_updates += 1
             if self._n_updates % self.target_update_interval == 0:
                 self._update_target()
@@ -318,7 +316,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         return self.log_ent_coef.detach().exp().expand(self.n_tasks)
 
     def _kl_weights(self, batch_size: int) -> th.Tensor:
-        """``beta_t / n_t`` of each task, (T,)."""
+        """``beta / (T n_t)`` of each task, (T,)."""
         beta = FloatSchedule(self.beta)(self._current_progress_remaining)
         if self.beta_warmup:
             beta *= min(1.0, (1 - self._current_progress_remaining) / self.beta_warmup)
@@ -327,28 +325,32 @@ class VarShareSAC(MultiTaskAlgorithm):
             counts = th.full_like(counts, self.replay_buffer.buffer_size)
         return losses.kl_weights(beta, counts, batch_size // self.n_tasks)
 
-    def _critic_step(self, batch: TaskBatch, ent_coef: th.Tensor, kl_weights: th.Tensor) -> th.Tensor:
-        critic, norm = self.policy.critic, self.policy.observation_norm
-        with th.no_grad():
-            next_actions, next_log_prob = self.policy.action_log_prob(batch.next_observations)
-            target = losses.target_distribution(
-                batch.rewards / self.reward_scale(ent_coef, self.target_entropy_tensor)[:, None],
-                batch.discounts,
-                self.policy.critic_target.probabilities(norm(batch.next_observations), next_actions),
-                next_log_prob,
-                ent_coef,
-                critic.support,
-            )
-        data = losses.critic_loss(critic(norm(batch.observations), batch.actions, sample=True), target)
-        self._minimise(critic, data + losses.kl_term(critic.net.kl_divergence(), kl_weights))
-        return data.detach()
+    @th.no_grad()
+    def _critic_target(self, batch: TaskBatch, ent_coef: th.Tensor) -> th.Tensor:
+        """Return distribution that the critics shall predict, (T, B, M)."""
+        next_actions, next_log_prob = self.policy.action_log_prob(batch.next_observations)
+        next_observations = self.policy.observation_norm(batch.next_observations)
+        return losses.target_distribution(
+            batch.rewards / self.reward_scale(ent_coef, self.target_entropy_tensor)[:, None],
+            batch.discounts,
+            self.policy.critic_target.probabilities(next_observations, next_actions),
+            next_log_prob,
+            ent_coef,
+            self.policy.critic.support,
+        )
+
+    def _critic_step(self, batch: TaskBatch, target: th.Tensor, kl_weights: th.Tensor) -> th.Tensor:
+        critic, observations = self.policy.critic, self.policy.observation_norm(batch.observations)
+        loss = losses.critic_loss(critic(observations, batch.actions, sample=True, kl_weights=kl_weights), target)
+        self._minimise(critic, loss)
+        return loss.detach()
 
     def _actor_step(self, batch: TaskBatch, ent_coef: th.Tensor, kl_weights: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        actions, log_prob = self.policy.action_log_prob(batch.observations, sample=True)
-        data = losses.actor_loss(log_prob, self.policy.q_values(batch.observations, actions), ent_coef)
-        kl = losses.kl_term(self.policy.actor.kl_divergence(), ent_coef * kl_weights)
-        self._minimise(self.policy.actor, data + kl)
-        return data.detach(), log_prob.detach()
+        kl_weights = ent_coef * kl_weights
+        actions, log_prob = self.policy.action_log_prob(batch.observations, sample=True, kl_weights=kl_weights)
+        loss = losses.actor_loss(log_prob, self.policy.q_values(batch.observations, actions), ent_coef)
+        self._minimise(self.policy.actor, loss)
+        return loss.detach(), log_prob.detach()
 
     def _entropy_step(self, log_prob: th.Tensor) -> th.Tensor:
         if self.log_ent_coef is None or self.ent_coef_optimizer is None:
@@ -361,7 +363,7 @@ class VarShareSAC(MultiTaskAlgorithm):
 
     @staticmethod
     def _minimise(module: Any, loss: th.Tensor) -> None:
-        """Step on the mean over tasks; gradients flow into this module's parameters and no others."""
+        """Step on the mean over tasks; gradients, those of the KLs too, flow into this module's parameters alone."""
         module.optimizer.zero_grad()
         loss.mean().backward(inputs=list(module.parameters()))
         module.optimizer.step()

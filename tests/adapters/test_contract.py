@@ -16,8 +16,9 @@ from torch.distributions import kl_divergence as torch_kl
 
 from sb3_varshare.adapters import ADAPTERS
 from sb3_varshare.adapters.deterministic import Deterministic
-from sb3_varshare.adapters.estimators import ESTIMATORS
+from sb3_varshare.adapters.estimators import ESTIMATORS, random_signs
 from sb3_varshare.adapters.gaussian import SIGMA_STRUCTURES, GaussianWeight, inverse_softplus
+from sb3_varshare.adapters.row_noise import TINY_VARIANCE
 from sb3_varshare.networks import BroNet, TaskLinear
 
 T, B, I, O = 3, 4, 5, 4  # noqa: E741
@@ -237,11 +238,34 @@ def test_sampled_moments_match_the_closed_form(row: Row) -> None:
 
 
 @rows(STOCHASTIC_ROWS)
-def test_the_sigma_knows_its_output_variance(row: Row) -> None:
-    layer, x = row.trained_layer(), inputs(row)
+def test_row_noise_and_its_gradient_are_those_of_the_formula(row: Row) -> None:
+    layer, x = row.trained_layer().double(), inputs(row).double().requires_grad_()
     sigma = gaussian(layer).sigma
-    expected = th.matmul(x.square(), sigma().square())
-    th.testing.assert_close(sigma.output_variance(x).expand_as(expected), expected)
+    zeta, direction = th.randn(2, *x.shape[:-1], gaussian(layer).shape.out_features, dtype=th.float64)
+    plain = (th.matmul(x.square(), sigma().square()) + TINY_VARIANCE).sqrt() * zeta
+    fast = sigma.row_noise(x, zeta)
+    th.testing.assert_close(fast, plain, atol=1e-9, rtol=1e-9)
+    leaves = [x, *gaussian(layer).spreads()]
+    expected = th.autograd.grad((plain * direction).sum(), leaves)
+    th.testing.assert_close(th.autograd.grad((fast * direction).sum(), leaves), expected, atol=1e-9, rtol=1e-9)
+
+
+@rows(STOCHASTIC_ROWS)
+def test_a_row_of_zeros_has_a_finite_gradient(row: Row) -> None:
+    layer, x = row.trained_layer(), th.zeros_like(inputs(row)).requires_grad_()
+    noise = gaussian(layer).sigma.row_noise(x, th.ones(*x.shape[:-1], gaussian(layer).shape.out_features))
+    gradients = th.autograd.grad(noise.sum(), [x, *gaussian(layer).spreads()])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_signs_are_fair_and_tell_nothing_of_each_other() -> None:
+    th.manual_seed(0)
+    signs = random_signs((20_000, 16), th.zeros(()))
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert signs.mean(0).abs().max() < N_STANDARD_ERRORS / math.sqrt(len(signs))
+    products = signs.T @ signs / len(signs) - th.eye(16)
+    assert products.abs().max() < N_STANDARD_ERRORS / math.sqrt(len(signs))
+    assert random_signs((3, 5), th.zeros((), dtype=th.float64)).shape == (3, 5)
 
 
 @rows(NOISY_ROWS)
@@ -356,6 +380,35 @@ def test_kl_gradient_is_autograds(row: Row) -> None:
     closed_form = th.autograd.grad((weights * layer.adapter.kl_divergence()).sum(), parameters)
     by_autograd = th.autograd.grad((weights * reference_kl(layer)).sum(), parameters)
     th.testing.assert_close(closed_form, by_autograd, atol=1e-10, rtol=1e-10)
+
+
+def all_gradients(layer: TaskLinear, loss: th.Tensor) -> dict[str, th.Tensor]:
+    """Gradient of a loss by the name of the parameter."""
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+    return dict(zip(names, th.autograd.grad(loss, parameters, materialize_grads=True), strict=True))
+
+
+@rows(ROWS)
+def test_kl_weights_add_the_gradient_of_the_kl(row: Row) -> None:
+    layer, x, w = row.trained_layer().double(), inputs(row).double(), th.rand(T, dtype=th.float64)
+    th.manual_seed(6)
+    in_the_loss = layer(x, sample=True).square().sum() + (w * layer.adapter.kl_divergence()).sum()
+    th.manual_seed(6)
+    pulled = layer(x, sample=True, kl_weights=w).square().sum()
+    expected, found = all_gradients(layer, in_the_loss), all_gradients(layer, pulled)
+    for name, gradient in expected.items():
+        if row.kwargs.get("estimator") == "mean" and "rho" in name:
+            assert found[name].count_nonzero() == 0  # nothing is drawn, so the spread is not trained
+        else:
+            th.testing.assert_close(found[name], gradient, atol=1e-9, rtol=1e-9)
+
+
+@rows(RESIDUAL_ROWS)
+def test_in_float32_the_pull_at_the_start_is_next_to_nothing(row: Row) -> None:
+    layer, x = row.layer(), inputs(row)
+    loss = 0 * layer(x, sample=True, kl_weights=th.ones(T)).sum()
+    for name, gradient in all_gradients(layer, loss).items():
+        assert gradient.abs().max() < 1e-4, name
 
 
 @rows(ROWS)

@@ -53,7 +53,7 @@ def gradients(model: VarShareSAC, beta: float) -> dict[str, dict[str, th.Tensor]
     th.manual_seed(3)
     batch = model.replay_buffer.sample(2 * B)
     ent_coef, weights = model._ent_coef(), model._kl_weights(2 * B)
-    model._critic_step(batch, ent_coef, weights)
+    model._critic_step(batch, model._critic_target(batch, ent_coef), weights)
     model._actor_step(batch, ent_coef, weights)
     return found
 
@@ -127,7 +127,7 @@ def test_each_step_trains_its_own_network(ready_agent: TinyAgent) -> None:
     batch = model.replay_buffer.sample(2 * B)
     ent_coef, weights = model._ent_coef(), model._kl_weights(2 * B)
     before = parameters_of(actor), parameters_of(critic), parameters_of(policy.critic_target)
-    model._critic_step(batch, ent_coef, weights)
+    model._critic_step(batch, model._critic_target(batch, ent_coef), weights)
     assert equal(before[0], actor) and not equal(before[1], critic) and equal(before[2], policy.critic_target)
     before = parameters_of(actor), parameters_of(critic), parameters_of(policy.critic_target)
     model._actor_step(batch, ent_coef, weights)
@@ -143,8 +143,9 @@ def test_one_tasks_rows_do_not_move_the_others_residual(ready_agent: TinyAgent) 
     model._minimise = lambda module, loss: losses.append((module, loss))  # type: ignore[method-assign]
     losses: list[tuple[Any, th.Tensor]] = []
     batch = model.replay_buffer.sample(2 * B)
-    model._critic_step(batch, model._ent_coef(), model._kl_weights(2 * B))
-    model._actor_step(batch, model._ent_coef(), model._kl_weights(2 * B))
+    ent_coef, weights = model._ent_coef(), model._kl_weights(2 * B)
+    model._critic_step(batch, model._critic_target(batch, ent_coef), weights)
+    model._actor_step(batch, ent_coef, weights)
     for module, loss in losses:
         network = module.net if module is model.policy.critic else module
         for gradient in th.autograd.grad(loss[0], list(network.means())):
@@ -229,14 +230,14 @@ def test_beta_follows_its_schedule_and_warm_up(tiny_agent: TinyAgent) -> None:
     expected = {1.0: 0.0, 0.75: 1.5 * 0.5, 0.5: 1.0, 0.25: 0.5}
     for progress, beta in expected.items():
         model._current_progress_remaining = progress
-        # beta * T / buffer_size
-        np.testing.assert_allclose(model._kl_weights(32), np.full(2, beta * 2 / 4_000), rtol=1e-6)
+        # beta / (T n_t) with n_t = buffer_size / T
+        np.testing.assert_allclose(model._kl_weights(32), np.full(2, beta / 4_000), rtol=1e-6)
 
 
 def test_the_kl_weighs_less_as_data_arrive(ready_agent: TinyAgent) -> None:
     model = ready_agent(beta=0.5)
-    np.testing.assert_allclose(model._kl_weights(32), [0.5 / 40, 0.5 / 40], rtol=1e-6)
-    np.testing.assert_allclose(model._kl_weights(200), [0.5 / 100, 0.5 / 100], rtol=1e-6)  # at least B
+    np.testing.assert_allclose(model._kl_weights(32), [0.5 / 80, 0.5 / 80], rtol=1e-6)
+    np.testing.assert_allclose(model._kl_weights(200), [0.5 / 200, 0.5 / 200], rtol=1e-6)  # at least B
 
 
 # The device
