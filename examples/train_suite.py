@@ -55,6 +55,7 @@ class Args:
         free number is appended
     :param beta: weight of the KL
     :param sigma_prior: standard deviation of the prior, relative to the initial weights
+    :param ent_coef: entropy coefficient: auto_<first value>, or a number that stays
     :param task_input: what the networks are told about the task; by default nothing
     :param eval_freq: transitions of each task between evaluations; by default a fifth of the steps
     :param eval_episodes: of each task in an evaluation during training
@@ -74,6 +75,7 @@ class Args:
     log_dir: Path | None = None
     beta: float | None = None
     sigma_prior: float | None = None
+    ent_coef: float | str | None = None
     task_input: Literal["one_hot", "embedding"] | None = None
     eval_freq: int | None = None
     eval_episodes: int = 5
@@ -151,7 +153,7 @@ def make_model(args: Args, env: MultiTaskVecEnv) -> VarShareSAC:
     """
     widths = {"actor_width": args.width, "critic_width": args.width}
     options: dict[str, Any] = {"adapter": args.adapter, "beta": args.beta, "sigma_prior": args.sigma_prior, **widths}
-    options |= {"task_input": args.task_input, "preset": args.chosen_preset}
+    options |= {"ent_coef": args.ent_coef, "task_input": args.task_input, "preset": args.chosen_preset}
     given = {name: value for name, value in options.items() if value is not None}
     return VarShareSAC("MultiTaskPolicy", env, seed=args.seed, device=args.device, verbose=1, **given)
 

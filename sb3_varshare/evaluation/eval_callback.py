@@ -11,7 +11,8 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_varshare.evaluation.evaluate import evaluate_tasks, evaluation_env
+from sb3_varshare.evaluation.evaluate import evaluate_tasks
+from sb3_varshare.evaluation.evaluation_env import evaluation_env
 from sb3_varshare.evaluation.task_evaluation import EpisodeResult, TaskEvaluation
 from sb3_varshare.tasks.protocol import check_same_protocol
 
@@ -26,7 +27,8 @@ class EvalTasksCallback(BaseCallback):
     without the evaluations), beside it ``protocol.json``, and keeps the best model by mean success rate, then mean
     return, as ``best_model.zip``. One table has one protocol: going on with another one is refused.
 
-    :param eval_env: where to evaluate; by default the evaluation twin of the training environment
+    :param eval_env: where to evaluate; by default the evaluation twin of the training environment. Multi-task envs play
+        the same episodes at every evaluation, with the base alone too
     :param eval_freq: transitions of all tasks together between evaluations
     :param n_episodes: of each task
     :param log_path: folder of the table and the best model; ``None`` writes nothing
@@ -53,16 +55,14 @@ class EvalTasksCallback(BaseCallback):
         self.last: TaskEvaluation | None = None
         self._next_evaluation = 0
         self._seconds, self._resumed_at = 0.0, 0.0
-        self._owns_env = eval_env is None
+        self._env: VecEnv | None = None
+        self._is_twin = False
 
     def _init_callback(self) -> None:
-        if self.eval_env is None:
-            assert self.model.env is not None
-            self.eval_env = evaluation_env(self.model.env)
-            if self.eval_env is self.model.env:
-                raise ValueError(
-                    "The training environment has no evaluation twin: give EvalTasksCallback an eval_env of its own."
-                )
+        self._close_twin()
+        given = self.model.env if self.eval_env is None else self.eval_env
+        self._env = evaluation_env(given, self.model)
+        self._is_twin = self._env is not given
         if self.evaluate_base and not getattr(self.model.policy, "has_base", False):
             raise ValueError(
                 "evaluate_base=True needs a shared base, which neither independent networks nor agents of SB3 have."
@@ -93,21 +93,24 @@ class EvalTasksCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._evaluate()
-        if self._owns_env and self.eval_env is not None:
-            self.eval_env.close()
-            self.eval_env = None
+        self._close_twin()
+
+    def _close_twin(self) -> None:
+        if self._is_twin and self._env is not None:
+            self._env.close()
+            self._env = None
 
     def _evaluate(self) -> None:
-        assert self.eval_env is not None
+        assert self._env is not None
         self._seconds += time.perf_counter() - self._resumed_at
         options: dict[str, Any] = {"n_episodes": self.n_episodes, "deterministic": self.deterministic}
-        evaluation = evaluate_tasks(self.model, self.eval_env, **options)
+        evaluation = evaluate_tasks(self.model, self._env, **options)
         self._keep_protocol(evaluation)
         self.last = evaluation
         self._record("eval", self.last)
         self._write("mean", self.last)
         if self.evaluate_base:
-            base = evaluate_tasks(self.model, self.eval_env, base=True, **options)
+            base = evaluate_tasks(self.model, self._env, base=True, **options)
             self._record("eval_base", base)
             self._write("base", base)
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_varshare.evaluation.evaluation_env import evaluation_env, rewind
 from sb3_varshare.evaluation.task_evaluation import EpisodeResult, TaskEvaluation
 from sb3_varshare.tasks.encoding import split_task
 from sb3_varshare.tasks.suite import TaskDescription, find_tasks
@@ -16,18 +17,6 @@ from sb3_varshare.varshare_sac import VarShareSAC
 
 IDLE_EPISODES_PER_TASK = 100
 MAX_EPISODE_STEPS = 100_000
-
-
-def evaluation_env(env: Any) -> VecEnv:
-    """
-    Environments to evaluate on: for a multi-task env a new set on streams that training never sees, one per task.
-
-    :param env: the training environment; one of another kind is returned as it is
-    """
-    inner: Any = env.unwrapped if isinstance(env, VecEnv) else env
-    # Two kinds of envs have a twin: those of tasks/vec_env.py and those of tasks/tensor_vec_env.py.
-    is_ours = hasattr(inner, "evaluation_env") and getattr(inner, "purpose", None) == "train"
-    return inner.evaluation_env() if is_ours else env
 
 
 def evaluate_tasks(
@@ -41,24 +30,28 @@ def evaluate_tasks(
     """
     Play every task.
 
-    Training environments are not touched: their evaluation twins are built, used and closed.
+    Training environments are not touched: their evaluation twins are built, used and closed. Multi-task envs play the
+    same first episodes of their evaluation streams at each call.
 
     :param model: a :class:`~sb3_varshare.VarShareSAC` or, where ``env`` knows its tasks, any SB3 model
-    :param env: a multi-task ``VecEnv``, or any whose observations end in the one-hot that the model was trained with
+    :param env: a multi-task ``VecEnv``, or any other than the model's own whose observations end in the one-hot that
+        the model was trained with
     :param n_episodes: of each task
     :param deterministic: act with the mean of the policy
     :param base: act with the shared base alone, phi = 0
     :param level: coverage of the intervals
     :return: episodes, means and intervals per task
-    :raises ValueError: nobody knows the tasks, the model knows others, or there is no base to evaluate
+    :raises ValueError: nobody knows the tasks, the model knows others, there is no base to evaluate, or training
+        environments have no twin
     :raises RuntimeError: the environments do not play some task, or an episode does not end
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
     if base and not getattr(model.policy, "has_base", False):
         raise ValueError("base=True needs a shared base, which neither independent networks nor agents of SB3 have.")
-    venv = evaluation_env(env)
+    venv = evaluation_env(env, model)
     try:
+        rewind(venv)
         tasks, one_hot_size = _tasks_of(model, venv)
         names = list(tasks.names)
         with model.policy.base_only() if base else nullcontext():

@@ -1,22 +1,25 @@
 """
 Films of every task that a model plays, without a display.
 
-``python -m sb3_varshare.evaluation.video model.zip --suite MT3 --output videos``
+``python -m sb3_varshare.evaluation.video model.zip --output videos``
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sb3_varshare.tasks.multi_task_env import MultiTaskEnv
-from sb3_varshare.tasks.registry import make_suite
+from sb3_varshare.tasks.protocol import protocol_differences
+from sb3_varshare.tasks.registry import make_suite, remake_suite
 from sb3_varshare.tasks.suite import TaskSuite
 from sb3_varshare.varshare_sac import VarShareSAC
 
@@ -105,7 +108,8 @@ def record_videos(
     The episodes are of evaluation streams; the environments that are given are not touched.
 
     :param model: a :class:`~sb3_varshare.VarShareSAC`, or any SB3 model that was trained on the suite
-    :param env: a multi-task env whose suite is played, or whatever :func:`sb3_varshare.tasks.make_suite` takes
+    :param env: a multi-task env whose suite is played, whatever :func:`sb3_varshare.tasks.make_suite` takes, or None
+        for the tasks that the model was trained on, set up by the options in its protocol
     :param folder: where to; made if it is not there
     :param n_episodes: of each task
     :param deterministic: act with the mean of the policy
@@ -114,17 +118,13 @@ def record_videos(
     :return: the files, ``<task>-<episode>.mp4``, in the order of tasks and episodes
     :raises ImportError: the extra ``video`` is not installed
     :raises RuntimeError: nothing here can draw without a display
-    :raises ValueError: the model knows other tasks
+    :raises ValueError: the model knows other tasks, or its own cannot be made from their names
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
     writer_of = _writer()
     inner = getattr(env, "unwrapped", env)
-    found = getattr(inner, "suite", None)
-    suite = found if isinstance(found, TaskSuite) else make_suite(env)
-    known = getattr(model, "task_names", None)
-    if known is not None and list(known) != list(suite.task_names):
-        raise ValueError(f"The model knows the tasks {known}, the suite has {list(suite.task_names)}, in order.")
+    suite = _suite(model, env)
     if any(task.source not in DRAWN_BY_HAND for task in suite.tasks):
         choose_gl_backend()
     folder = Path(folder)
@@ -142,6 +142,25 @@ def record_videos(
     finally:
         player.close()
     return files
+
+
+def _suite(model: Any, env: Any) -> TaskSuite:
+    """What is played; a warning says what differs from the training."""
+    if env is None:
+        if not getattr(model, "full_names", None):
+            raise ValueError("The model does not tell the sources of its tasks; give the environments or the suite.")
+        suite = remake_suite(model.full_names, model.protocol)
+    else:
+        found = getattr(getattr(env, "unwrapped", env), "suite", None)
+        suite = found if isinstance(found, TaskSuite) else make_suite(env)
+    known = getattr(model, "task_names", None)
+    if known is not None and list(known) != list(suite.task_names):
+        raise ValueError(f"The model knows the tasks {known}, the suite has {list(suite.task_names)}, in order.")
+    differences = protocol_differences(model, suite.full_protocol) if hasattr(model, "protocol") else []
+    if differences:
+        text = f"The model was trained under another protocol than it is filmed under: {'; '.join(differences)}"
+        warnings.warn(text, stacklevel=3)
+    return suite
 
 
 def _film(model: Any, player: MultiTaskEnv, task_id: int, name: str, deterministic: bool, writer: Any) -> None:
@@ -177,9 +196,10 @@ def _writer() -> Any:
 def film(
     model: Path,
     /,
-    suite: str,
+    suite: tuple[str, ...] = (),
     output: Path = Path("videos"),
     protocol: str | None = None,
+    modules: tuple[str, ...] = (),
     episodes: int = 1,
     seed: int = 0,
     fps: int = 30,
@@ -189,16 +209,21 @@ def film(
     Film every task of a trained model.
 
     :param model: the zip of the agent
-    :param suite: name of the suite it was trained on
+    :param suite: a suite or the tasks to play; by default those of the model's training
     :param output: folder of the films
-    :param protocol: named choice of options of the suite; by default its own
+    :param protocol: named choice of options of the suite; by default that of the model's training, or with ``--suite``
+        the suite's own
+    :param modules: to import first, which register sources of one's own
     :param episodes: of each task
     :param seed: root of the randomness
     :param fps: frames per second
     :param stochastic: draw actions from the policy instead of taking its mean
     """
+    for module in modules:
+        importlib.import_module(module)
     agent = VarShareSAC.load(model, device="cpu")
-    tasks = make_suite(suite, protocol=protocol)
+    names = suite or (agent.full_names if protocol else ())
+    tasks = make_suite(names[0] if len(names) == 1 else names, protocol=protocol) if names else None
     for path in record_videos(agent, tasks, output, episodes, not stochastic, seed, fps):
         print(path)
 

@@ -23,9 +23,12 @@ def append_task(
     :param n_tasks: T
     :param observation_size: pad the observation with zeros to this length first
     :return: (D + T,) float32, or (observation_size + T,) where that is given
+    :raises ValueError: if the observation is longer than that
     """
     values = np.asarray(observation, dtype=np.float32)
     size = len(values) if observation_size is None else observation_size
+    if len(values) > size:
+        raise ValueError(f"Expected an observation of at most {size} numbers, got {len(values)}.")
     encoded = np.zeros(size + n_tasks, dtype=np.float32)
     encoded[: len(values)] = values
     encoded[size + task_id] = 1.0

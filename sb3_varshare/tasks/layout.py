@@ -18,7 +18,7 @@ MAX_DENOMINATOR = 10**6
 
 def task_shares(task_weights: TaskWeights | None, suite: TaskSuite) -> tuple[Fraction, ...]:
     """
-    The share of the collected episodes that each task is to have.
+    The share that each task is to have in what is collected, where all episodes are equally long.
 
     :param task_weights: (T,) positive numbers of any sum, or a mapping from a name to one, where a task that is not
         named has weight 1; None weighs all alike
@@ -48,20 +48,31 @@ def task_layout(n_envs: int, shares: Sequence[Fraction]) -> tuple[tuple[int, ...
     Which tasks each env plays, in turn.
 
     With at least as many envs as tasks every env keeps to one task: each task has one env at least, and as many as
-    its share asks for, by largest remainder. With fewer, the tasks' shares are laid end to end and cut into N equal
-    pieces (McNaughton's rule for machines), so that shares are exact and at most N - 1 tasks are in two envs or more.
+    its share asks for, by largest remainder. Envs step together, so these are shares of steps, whatever the episodes'
+    lengths. With fewer, the tasks' shares are laid end to end and cut into N equal pieces (McNaughton's rule for
+    machines), one for each env, so that at most N - 1 tasks are in two envs or more. An env shares out episodes, in
+    cycles of at most ``MAX_CYCLE``: with episodes of one length these are shares of steps too; with others a task whose
+    episodes are longer than those beside it has more steps than its share.
 
     :param n_envs: N
     :param shares: (T,) positive, with sum 1
     :return: (N,) cycles of task ids; an env plays its cycle again and again
-    :raises ValueError: if there is no env
+    :raises ValueError: if the number of envs is not a whole one, or 0
     """
-    if n_envs < 1:
-        raise ValueError(f"n_envs must be at least 1, got {n_envs}.")
+    check_n_envs(n_envs)
     if n_envs >= len(shares):
         counts = _apportion(n_envs, shares)
         return tuple((task,) for turn in range(max(counts)) for task, n in enumerate(counts) if n > turn)
     return tuple(_smooth_cycle(piece) for piece in _cut(n_envs, shares))
+
+
+def check_n_envs(n_envs: int) -> None:
+    """
+    :param n_envs: N
+    :raises ValueError: if it is not a whole number of at least 1
+    """
+    if not isinstance(n_envs, (int, np.integer)) or n_envs < 1:
+        raise ValueError(f"n_envs must be a whole number of at least 1, got {n_envs!r}.")
 
 
 def balance(costs: Sequence[float], n_workers: int) -> tuple[tuple[int, ...], ...]:

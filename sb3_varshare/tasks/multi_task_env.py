@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from sb3_varshare.tasks.encoding import append_task
 from sb3_varshare.tasks.registry import Tasks, make_suite
-from sb3_varshare.tasks.seeding import Purpose, task_stream
+from sb3_varshare.tasks.seeding import Purpose, root_seed, task_stream
 from sb3_varshare.tasks.spaces import action_bounds, check_spaces, to_bounds
 from sb3_varshare.tasks.suite import TaskDescription, TaskSuite
 
@@ -26,7 +26,8 @@ class MultiTaskEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     success also ``is_success``, at any step of the episode so far, and ``success_last``, at this step.
 
     :param suite: a suite or whatever :func:`make_suite` takes
-    :param seed: root of all random streams, which also depend on the task's name, the rank and the purpose
+    :param seed: root of all random streams, which also depend on the task's name, the rank and the purpose; None draws
+        one
     :param purpose: ``train`` or ``evaluation``
     :param rank: which copy of the env this is
     :param tasks: names or ids of the tasks to play in turn; all by default
@@ -40,7 +41,7 @@ class MultiTaskEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     def __init__(
         self,
         suite: Tasks,
-        seed: int = 0,
+        seed: int | None = 0,
         purpose: Purpose = "train",
         rank: int = 0,
         tasks: Sequence[str | int] | None = None,
@@ -51,7 +52,7 @@ class MultiTaskEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         self.task_names = self.suite.task_names
         self.task_description: TaskDescription = self.suite.describe()
         self.render_mode = render_mode
-        self._seed, self._purpose, self._rank = seed, purpose, rank
+        self.seed_value, self.purpose, self._rank = root_seed(seed), purpose, rank
         self._envs: dict[int, gym.Env] = {}
         self._streams_due: set[int] = set()
         self.set_tasks(range(self.suite.n_tasks) if tasks is None else tasks)
@@ -86,7 +87,7 @@ class MultiTaskEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         """
         super().reset(seed=seed)
         if seed is not None:
-            self._seed, self._turn = seed, 0
+            self.seed_value, self._turn = seed, 0
             self._streams_due = set(self._envs)
         if options and "task" in options:
             self.current_task = self.suite.task_id(options["task"])
@@ -94,7 +95,6 @@ class MultiTaskEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             self.current_task = self._tasks[self._turn % len(self._tasks)]
             self._turn += 1
         self._env = self._task_env(self.current_task)
-        self._action_bounds = np.array(self.suite.tasks[self.current_task].bounds, dtype=np.float32)
         self._steps = 0
         self._succeeded: bool | None = None
         observation, _ = self._env.reset()
@@ -107,7 +107,7 @@ class MultiTaskEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             and not terminated, info
         """
         env = self._playing()
-        observation, reward, terminated, truncated, info = env.step(self._rescale(action))
+        observation, reward, terminated, truncated, info = env.step(self._rescale(action, env.action_space))
         self._steps += 1
         horizon = self.suite.tasks[self.current_task].horizon
         out_of_time = truncated or (horizon is not None and self._steps >= horizon)
@@ -145,7 +145,7 @@ class MultiTaskEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         return env
 
     def _on_new_stream(self, task_id: int, env: gym.Env | None) -> gym.Env:
-        stream = task_stream(self._seed, self._purpose, self.suite.tasks[task_id].full_name, self._rank)
+        stream = task_stream(self.seed_value, self.purpose, self.suite.tasks[task_id].full_name, self._rank)
         if env is None:
             return self._build(task_id, stream)
         if env.has_wrapper_attr("reseed"):
@@ -176,12 +176,18 @@ class MultiTaskEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             env.unwrapped.render_mode = self.render_mode
         return env
 
-    def _rescale(self, action: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _rescale(self, action: npt.NDArray[np.float32], space: Any) -> npt.NDArray[Any]:
         if np.shape(action) != self.action_space.shape:
             raise ValueError(f"Expected an action of shape {self.action_space.shape}, got {np.shape(action)}.")
-        return to_bounds(np.asarray(action, dtype=np.float32), *self._action_bounds)
+        return to_bounds(np.asarray(action, dtype=np.float32), space.low, space.high)
 
     def _encode(self, observation: npt.NDArray[Any]) -> Observation:
+        task = self.suite.tasks[self.current_task]
+        if np.shape(observation) != (task.observation_size,):
+            raise ValueError(
+                f"Task {task.full_name!r} must give observations of shape {(task.observation_size,)}, as its "
+                f"observation space says, got {np.shape(observation)}; correct its env or its space."
+            )
         return append_task(observation, self.current_task, self.suite.n_tasks, self._padded_size)
 
     def _info(self, info: dict[str, Any]) -> dict[str, Any]:

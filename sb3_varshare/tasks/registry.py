@@ -3,13 +3,14 @@
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from sb3_varshare.tasks.protocol import DEFAULTS, SUCCESS, Protocol, find_protocol
-from sb3_varshare.tasks.suite import TaskSource, TaskSpec, TaskSuite, nearest
+from sb3_varshare.tasks.protocol import DEFAULTS, SUCCESS, TASKS, Protocol, find_protocol, protocol_differences
+from sb3_varshare.tasks.suite import TaskSource, TaskSpec, TaskSuite, near, nearest
 
 Tasks = str | Sequence[str | TaskSpec] | Mapping[str, Callable[[], gym.Env]] | TaskSuite
 
@@ -105,6 +106,34 @@ def make_suite(tasks: Tasks, protocol: str | Protocol | None = None, **options: 
     return _suite_of("custom", tasks, choice)
 
 
+def remake_suite(full_names: Sequence[str], protocol: Mapping[str, Any]) -> TaskSuite:
+    """
+    The suite of a model or of a result: the same tasks, set up by the options that its protocol holds.
+
+    :param full_names: (T,) the tasks with their sources
+    :param protocol: of the model or the result
+    :return: the suite; its own protocol differs in what is no option, such as versions of packages
+    :raises ValueError: a source is not known in this process
+    :raises ImportError: if a source's own package is not installed
+    """
+    sources = {name.partition("/")[0] for name in full_names}
+    unknown = sorted(sources - set(SOURCES))
+    if unknown:
+        raise ValueError(
+            f"The tasks of {', '.join(unknown)} cannot be made from their names: import the module that registers "
+            "their source first. Tasks that were given as callables have no source; give the environments instead."
+        )
+    options = {}
+    for source in sources:
+        # A time limit may stand with the source or with each of its tasks.
+        of_tasks = [own for name, own in protocol.get(TASKS, {}).items() if name.startswith(f"{source}/")]
+        horizons = {own.get("horizon") for own in of_tasks}
+        common = {"horizon": horizons.pop()} if len(horizons) == 1 else {}
+        settings = {**common, **protocol.get(source, {})}
+        options[source] = {name: settings[name] for name in _options_of(_module(source)) if name in settings}
+    return make_suite(list(full_names), Protocol(protocol.get("name", "as trained"), options))
+
+
 class _Choice(NamedTuple):
     """What the caller chose: a protocol, options that win over it, and below both the suite's own defaults."""
 
@@ -126,9 +155,18 @@ class _Choice(NamedTuple):
         if left_over:
             known = ", ".join(sorted(accepted)) or "none"
             raise ValueError(f"Expected options of {what} ({known}), got {', '.join(left_over)}.")
-        if self.protocol is not None and not set(self.protocol.options) & set(modules):
+        if self.protocol is None:
+            return
+        if not set(self.protocol.options) & set(modules):
             sources = ", ".join(self.protocol.options)
             raise ValueError(f"The protocol {self.protocol.name!r} is for {sources}, got {what}; leave it out.")
+        for source_name, module in modules.items():
+            known_options = _options_of(module)
+            for option in sorted(set(self.protocol.options.get(source_name, {})) - set(known_options)):
+                raise ValueError(
+                    f"Expected options of {source_name} in the protocol {self.protocol.name!r}, got {option!r}; "
+                    f"{nearest(option, known_options)}"
+                )
 
     def name(self, modules: Mapping[str, ModuleType]) -> str | None:
         """Of the protocol, with what was changed in it; None where the sources have none."""
@@ -165,24 +203,45 @@ def _suite_of(name: str, tasks: Iterable[str | TaskSpec], choice: _Choice) -> Ta
         if isinstance(task, TaskSpec):
             specs.append(task)
             continue
-        source_name, slash, short_name = task.partition("/")
+        source_name, slash, short_name = _checked_name(task).partition("/")
         source_name = ALIASES.get(source_name, source_name)
         if not slash or source_name not in SOURCES:
-            raise ValueError(f"Expected 'source/task' with a source of {', '.join(SOURCES)}, got {task!r}.")
+            expected = f"Expected 'source/task' with a source of {', '.join(SOURCES)}"
+            raise ValueError(f"{expected}, got {task!r}{_hint(task, choice)}")
         if source_name not in sources:
             sources[source_name] = _load(source_name, choice)
         specs.append(sources[source_name].task(short_name))
     modules = {source_name: _module(source_name) for source_name in sources}
     what = f"tasks of {', '.join(sources)}" if sources else "ready-made specs"
     choice.refuse_unused(modules, what)
-    return TaskSuite(name, tuple(specs), _protocol(sources.values(), choice.name(modules)))
+    return TaskSuite(name, tuple(specs), _protocol(specs, choice.name(modules)))
+
+
+def _checked_name(task: Any) -> str:
+    if not isinstance(task, str):
+        raise ValueError(f"Expected the names of tasks or TaskSpecs, got {task!r}.")
+    return task
+
+
+def _hint(name: str, choice: _Choice) -> str:
+    """End of an error message about a task without a source, or a suite among tasks."""
+    if any(name in entry.suites for entry in SOURCES.values()):
+        return f", which is a suite; give it alone, or its tasks by *make_suite({name!r}).tasks."
+    tasks: list[str] = []
+    for source_name in SOURCES:
+        with suppress(ImportError):
+            tasks += [f"{source_name}/{task}" for task in _load(source_name, choice).tasks]
+    close = near(name, tasks)[:3]
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
 
 
 def _custom_suite(factories: Mapping[str, Callable[[], gym.Env]], choice: _Choice) -> TaskSuite:
     modules = {"custom": importlib.import_module(CUSTOM)}
     choice.refuse_unused(modules, "a mapping of one's own envs")
-    source: TaskSource = modules["custom"].load(factories=factories, **choice.options)
-    return TaskSuite("custom", tuple(source.tasks.values()), _protocol([source], choice.name(modules)))
+    options = choice.options_of("custom", modules["custom"])
+    source: TaskSource = modules["custom"].load(factories=factories, **options)
+    specs = [source.task(name) for name in factories]
+    return TaskSuite("custom", tuple(specs), _protocol(specs, choice.name(modules)))
 
 
 def _load(source_name: str, choice: _Choice) -> TaskSource:
@@ -208,6 +267,18 @@ def _options_of(module: ModuleType) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in parameters.items() if name != "factories"}
 
 
-def _protocol(sources: Iterable[TaskSource], name: str | None) -> dict[str, Any]:
+def _protocol(specs: Iterable[TaskSpec], name: str | None) -> dict[str, Any]:
+    sources: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        if not spec.source_protocol:
+            continue  # of a user's own making: nothing is known of its source
+        # A variant of a suite has its suite's name behind the source's.
+        source_name = spec.source.partition("/")[0]
+        ours = sources.setdefault(source_name, spec.source_protocol)
+        differences = protocol_differences({source_name: ours}, {source_name: spec.source_protocol})
+        if differences:
+            raise ValueError(
+                f"The tasks of {source_name} in one suite must have one protocol, got {'; '.join(differences)}."
+            )
     named = {} if name is None else {"name": name}
-    return {**named, "success": SUCCESS, **{source.name: source.protocol for source in sources}}
+    return {**named, "success": SUCCESS, **sources}

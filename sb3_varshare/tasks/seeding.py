@@ -16,6 +16,21 @@ Purpose = Literal["train", "evaluation"]
 _SHARED = 2**32 - 1
 
 
+def root_seed(seed: int | None) -> int:
+    """
+    The root of all streams of a set of envs. It is drawn once, so that what they have in common has one root too.
+
+    :param seed: a whole number that is not negative; None draws one
+    :return: the root
+    :raises ValueError: if it is anything else
+    """
+    if seed is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"Expected a seed that is a whole number of at least 0, or None, got {seed!r}.")
+    return int(seed)
+
+
 def task_stream(seed: int, purpose: Purpose, full_name: str, rank: int) -> np.random.SeedSequence:
     """
     The stream of one copy of one task's env.

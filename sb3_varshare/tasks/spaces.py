@@ -55,11 +55,20 @@ def to_bounds(actions: npt.NDArray[Any], low: npt.ArrayLike, high: npt.ArrayLike
     Map a suite's actions linearly onto a task's own bounds.
 
     :param actions: (..., A) in [-1, 1]; of these the first A_t are the task's
-    :param low: (A_t,) lowest action of the task
+    :param low: (A_t,) lowest action of the task, an array of its space's type or plain numbers
     :param high: (A_t,) highest
-    :return: (..., A_t) of the actions' type, within the bounds
+    :return: (..., A_t) within the bounds, of a type that can express these: float64 where float32 would round them
     """
-    low, high = np.asarray(low, dtype=actions.dtype), np.asarray(high, dtype=actions.dtype)
+    low, high = _unrounded(low), _unrounded(high)
     # From the middle, so that bounds of -1 and 1 leave an action as it is, to the last bit.
     mapped: npt.NDArray[Any] = (low + high) / 2 + actions[..., : len(low)] * ((high - low) / 2)
     return mapped.clip(low, high)
+
+
+def _unrounded(numbers: npt.ArrayLike) -> npt.NDArray[Any]:
+    """float32 where that loses nothing, since a float32 space contains no float64 action, but not the reverse."""
+    if isinstance(numbers, np.ndarray):
+        return numbers
+    values = np.asarray(numbers, dtype=np.float64)
+    narrow = values.astype(np.float32)
+    return narrow if np.array_equal(narrow, values) else values

@@ -27,6 +27,8 @@ class TaskSpec:
     :param action_size: length of the flat action
     :param action_bounds: lowest and highest action of the env; None for -1 and 1
     :param protocol: JSON types only; what is peculiar to this task and must be equal for two results to be comparable
+    :param source_protocol: JSON types only; what holds for all tasks of its source, for a suite that is made of specs
+    :raises ValueError: if the horizon is not a whole number of at least 1
     """
 
     name: str
@@ -37,6 +39,11 @@ class TaskSpec:
     action_size: int
     action_bounds: ActionBounds | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
+    source_protocol: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.horizon is not None and (not isinstance(self.horizon, (int, np.integer)) or self.horizon < 1):
+            raise ValueError(f"Task {self.full_name!r} needs a horizon of at least 1 step, got {self.horizon!r}.")
 
     @property
     def full_name(self) -> str:
@@ -93,7 +100,7 @@ class TaskSource:
         """
         if name not in self.tasks:
             raise ValueError(f"Expected a task of source {self.name!r}, got {name!r}; {nearest(name, self.tasks)}")
-        return self.tasks[name]
+        return dataclasses.replace(self.tasks[name], source_protocol=self.protocol)
 
 
 @dataclass(frozen=True)
@@ -197,12 +204,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     :return: the nearest known names, best first, or all of them where none is near
     """
     names = sorted(set(known))
+    close = near(name, names)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known are {', '.join(names)}."
+
+
+def near(name: str, known: Iterable[str]) -> list[str]:
+    """
+    :param name: what was given
+    :param known: what there is
+    :return: those that look like it, best first
+    """
+    names = sorted(set(known))
     # By what is behind the slash, so that a name without its source finds the name with it.
     shorts = difflib.get_close_matches(
         _short(name), sorted({_short(known_name) for known_name in names}), n=3, cutoff=0.5
     )
-    close = [known_name for short in shorts for known_name in names if _short(known_name) == short]
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known are {', '.join(names)}."
+    return [known_name for short in shorts for known_name in names if _short(known_name) == short]
 
 
 def _short(name: str) -> str:

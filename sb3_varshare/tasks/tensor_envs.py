@@ -26,14 +26,18 @@ TENSOR_SOURCES = {"contextual": TensorSource("sb3_varshare.tasks.suites.contextu
 
 
 def make_tensor_env(
-    tasks: Tasks, n_envs: int | None = None, seed: int = 0, device: th.device | str = "auto", **suite_options: Any
+    tasks: Tasks,
+    n_envs: int | None = None,
+    seed: int | None = None,
+    device: th.device | str = "auto",
+    **suite_options: Any,
 ) -> TensorVecEnv:
     """
     Training envs that live on a device, for a suite that has such a form.
 
     :param tasks: whatever :func:`sb3_varshare.tasks.make_suite` takes
     :param n_envs: rows; one per task by default
-    :param seed: root of all randomness
+    :param seed: root of all randomness; without one it is 0, or the ``seed`` of the agent that takes the env
     :param device: where they live; ``"auto"`` is the GPU where there is one
     :param suite_options: e.g. ``horizon``
     :return: vectorised envs

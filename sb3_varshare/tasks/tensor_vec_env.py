@@ -14,7 +14,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from sb3_varshare.tasks.seeding import Purpose, task_stream
+from sb3_varshare.tasks.layout import check_n_envs
+from sb3_varshare.tasks.seeding import Purpose, root_seed, task_stream
 from sb3_varshare.tasks.suite import TaskSuite
 from sb3_varshare.types import TensorStep
 
@@ -50,21 +51,22 @@ class TensorVecEnv(VecEnv):
 
     :param suite: its tasks, with their sizes and horizons
     :param n_envs: N, at least the number of tasks; one row per task by default
-    :param seed: root of all randomness
+    :param seed: root of all randomness; without one it is 0, or the ``seed`` of the agent that takes the env
     :param purpose: ``train`` or ``evaluation``
     :param device: where the rows live
-    :raises ValueError: there are fewer rows than tasks
+    :raises ValueError: n_envs is no whole number, or there are fewer rows than tasks
     """
 
     def __init__(
         self,
         suite: TaskSuite,
         n_envs: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         purpose: Purpose = "train",
         device: th.device | str = "cpu",
     ) -> None:
         n_tasks, n_rows = suite.n_tasks, suite.n_tasks if n_envs is None else n_envs
+        check_n_envs(n_rows)
         if n_rows < n_tasks:
             raise ValueError(
                 f"A tensor env keeps one task per row and needs at least as many rows as tasks ({n_tasks}), "
@@ -72,7 +74,8 @@ class TensorVecEnv(VecEnv):
             )
         self.suite, self.n_tasks, self.task_names = suite, n_tasks, suite.task_names
         self.task_description = suite.describe()
-        self.device, self.purpose, self.seed_value = th.device(device), purpose, seed
+        self.device, self.purpose = th.device(device), purpose
+        self.has_own_seed, self.seed_value = seed is not None, 0 if seed is None else root_seed(seed)
         self.render_mode: str | None = "rgb_array" if "rgb_array" in self.render_modes else None
         size, limit = suite.observation_size, np.full(suite.observation_size + n_tasks, np.inf, dtype=np.float32)
         super().__init__(
@@ -80,6 +83,7 @@ class TensorVecEnv(VecEnv):
             spaces.Box(-limit, limit, (size + n_tasks,), dtype=np.float32),
             spaces.Box(-1.0, 1.0, (suite.action_size,), dtype=np.float32),
         )
+        self._actions_shape = (n_rows, suite.action_size)
         self.task_ids = th.arange(n_rows, device=self.device) % n_tasks
         self.rows_per_task = -(-n_rows // n_tasks)
         self._one_hot = th.eye(n_tasks, device=self.device)[self.task_ids]
@@ -160,7 +164,10 @@ class TensorVecEnv(VecEnv):
 
         :param actions: (N, A) in [-1, 1]
         :return: the step
+        :raises ValueError: if there is not one action for each row
         """
+        if actions.shape != self._actions_shape:
+            raise ValueError(f"Expected actions of shape {self._actions_shape}, got {tuple(actions.shape)}.")
         rows = self.step_rows(actions.to(self.device).clamp(-1, 1))
         self._lengths = self._lengths + 1
         self._returns = self._returns + rows.rewards
@@ -186,7 +193,10 @@ class TensorVecEnv(VecEnv):
         self._solved = self._solved & ~mask
 
     def _encode(self) -> th.Tensor:
-        return th.cat([self.observe_rows(), self._one_hot], -1)
+        seen, expected = self.observe_rows(), (self.num_envs, self.suite.observation_size)
+        if seen.shape != expected:
+            raise ValueError(f"observe_rows must give observations of shape {expected}, got {tuple(seen.shape)}.")
+        return th.cat([seen, self._one_hot], -1)
 
     # SB3's face
 
@@ -241,7 +251,7 @@ class TensorVecEnv(VecEnv):
         :param seed: root; None draws one
         :return: (N,) the root
         """
-        self.seed_value = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self.seed_value = root_seed(seed)
         self._is_seeded = False
         self._seeds = [self.seed_value] * self.num_envs
         return self._seeds

@@ -15,7 +15,7 @@ from sb3_varshare.tasks.env_group import EnvGroup, EnvPlan, lay_out
 from sb3_varshare.tasks.layout import TaskWeights, task_layout, task_shares
 from sb3_varshare.tasks.multi_task_env import MultiTaskEnv
 from sb3_varshare.tasks.registry import Tasks, make_suite
-from sb3_varshare.tasks.seeding import Purpose
+from sb3_varshare.tasks.seeding import Purpose, root_seed
 from sb3_varshare.tasks.suite import TaskSuite
 from sb3_varshare.tasks.worker_options import OnFailure, WorkerOptions
 from sb3_varshare.tasks.worker_pool import WorkerPool
@@ -32,7 +32,7 @@ class MultiTaskVecEnv(VecEnv):
 
     :param suite: a built suite
     :param n_envs: N; one per task by default
-    :param seed: root of all random streams
+    :param seed: root of all random streams; without one it is 0, or the ``seed`` of the agent that takes the envs
     :param purpose: ``train`` or ``evaluation``
     :param render_mode: of the tasks' envs
     :param task_weights: see :func:`~sb3_varshare.tasks.layout.task_shares`
@@ -43,7 +43,7 @@ class MultiTaskVecEnv(VecEnv):
         self,
         suite: TaskSuite,
         n_envs: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         purpose: Purpose = "train",
         render_mode: str | None = None,
         task_weights: TaskWeights | None = None,
@@ -52,11 +52,12 @@ class MultiTaskVecEnv(VecEnv):
         self.suite = suite
         self.n_tasks = suite.n_tasks
         self.task_names = suite.task_names
-        self.seed_value = seed
+        self.has_own_seed = seed is not None
+        self.seed_value = 0 if seed is None else root_seed(seed)
         self.purpose = purpose
         self.workers = WorkerOptions() if workers is None else workers
         self.layout = task_layout(suite.n_tasks if n_envs is None else n_envs, task_shares(task_weights, suite))
-        plan = EnvPlan(suite, seed, purpose, self.layout, render_mode, time.time())
+        plan = EnvPlan(suite, self.seed_value, purpose, self.layout, render_mode, time.time())
         self._sample: MultiTaskEnv = plan.make(0)
         observations, actions = self._sample.observation_space, self._sample.action_space
         assert observations.shape is not None and actions.shape is not None
@@ -111,9 +112,21 @@ class MultiTaskVecEnv(VecEnv):
         :param seed: root; None draws one
         :return: (N,) the root
         """
-        self.seed_value = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self.seed_value = root_seed(seed)
         self._seeds = [self.seed_value] * self.num_envs
         return self._seeds
+
+    def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
+        """
+        :param options: of the next reset, for all envs or one for each; ``{"task": name or id}`` plays that task
+        :raises ValueError: if there is no such task, or not one for each env
+        """
+        if isinstance(options, list) and len(options) != self.num_envs:
+            raise ValueError(f"Expected options for each of {self.num_envs} envs, got {len(options)}.")
+        for option in options if isinstance(options, list) else [options]:
+            if option and "task" in option:
+                self.suite.task_id(option["task"])
+        super().set_options(options)
 
     def reset(self) -> np.ndarray:
         """
@@ -131,12 +144,14 @@ class MultiTaskVecEnv(VecEnv):
         """
         :param actions: (N, A) in [-1, 1]
         :raises ValueError: if there is not one action for each env
+        :raises RuntimeError: if workers have a step that was not waited for
         """
         if np.shape(actions) != self._arrays.actions.shape:
             raise ValueError(f"Expected actions of shape {self._arrays.actions.shape}, got {np.shape(actions)}.")
-        self._arrays.actions[:] = actions
         if isinstance(self._players, WorkerPool):
-            self._players.step_async()
+            self._players.step_async(actions)
+        else:
+            self._arrays.actions[:] = actions
 
     def step_wait(self) -> VecEnvStepReturn:
         """
@@ -217,7 +232,7 @@ class MultiTaskVecEnv(VecEnv):
 def make_multitask_env(
     tasks: Tasks,
     n_envs: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     n_workers: int | Literal["auto"] = 0,
     *,
     task_weights: TaskWeights | None = None,
@@ -233,7 +248,7 @@ def make_multitask_env(
 
     :param tasks: whatever :func:`sb3_varshare.tasks.make_suite` takes
     :param n_envs: one per task by default
-    :param seed: root of all random streams
+    :param seed: root of all random streams; without one it is 0, or the ``seed`` of the agent that takes the envs
     :param n_workers: processes that step the envs; 0 steps them in this one, ``"auto"`` takes one per processor core
     :param task_weights: share of each task in what is collected: T numbers, or a mapping from a name to one
     :param render_mode: of the tasks' envs

@@ -9,6 +9,8 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -18,8 +20,9 @@ import numpy as np
 
 from sb3_varshare.tasks.env_group import EnvGroup, EnvPlan, lay_out
 
-# Steps whose time is taken, after some that fill caches.
+# Steps whose time is taken, after some that fill caches, and s after which no further one is begun.
 WARM_UP_STEPS, TIMED_STEPS = 2, 20
+MEASURING_SECONDS = 0.5
 
 # Kinds of answers: all went well, the caller's own call raised and the envs go on, the envs failed and this is the end.
 DONE, RAISED, FAILED = "done", "raised", "failed"
@@ -48,26 +51,34 @@ def run_worker(connection: Connection, pickled_plan: bytes, buffer: Any, shape: 
             pass  # nobody is left to be told
 
 
-def step_cost(plan: EnvPlan, task_id: int) -> float:
+def step_cost(plan: EnvPlan, task_id: int, report: Callable[[], None]) -> float:
     """
     Time a task on an env of its own, which is thrown away: those that are played shall start untouched.
 
     :param plan: of all envs
     :param task_id: which task
+    :param report: called after each step and each reset, each of which may take as long as the time-out
     :return: processor time of a step, s; that of others on a busy machine does not count
     """
     env = plan.make(0)
     env.reset(options={"task": task_id})
+    report()
     actions = np.random.default_rng(0).uniform(-1, 1, (WARM_UP_STEPS + TIMED_STEPS, *(env.action_space.shape or ())))
+    n_timed, start, deadline = 0, time.process_time(), time.monotonic() + MEASURING_SECONDS
     for i, action in enumerate(actions.astype(np.float32)):
         if i == WARM_UP_STEPS:
-            start = time.process_time()
+            n_timed, start = 0, time.process_time()
         _, _, terminated, truncated, _ = env.step(action)
+        n_timed += 1
+        report()
         if terminated or truncated:
             env.reset(options={"task": task_id})
+            report()
+        if time.monotonic() > deadline:
+            break
     seconds = time.process_time() - start
     env.close()
-    return seconds / TIMED_STEPS
+    return seconds / n_timed
 
 
 def _serve(connection: Connection, plan: EnvPlan, buffer: Any, shape: tuple[int, int, int]) -> None:
@@ -92,7 +103,8 @@ def _serve(connection: Connection, plan: EnvPlan, buffer: Any, shape: tuple[int,
         elif command == "play":
             group = EnvGroup(plan, arrays, *arguments)
         elif command == "measure":
-            result = step_cost(plan, arguments)
+            task_id, rank = arguments
+            result = step_cost(plan, task_id, partial(np.add.at, arrays.n_calls, rank, 1))
         connection.send((number, kind, result))
 
 
@@ -102,11 +114,16 @@ def _call(group: EnvGroup, pickled: bytes) -> tuple[str, bytes]:
         method, *arguments = cloudpickle.loads(pickled)
         return DONE, cloudpickle.dumps(getattr(group, method)(*arguments))
     except Exception as error:
-        error.add_note(f"In a worker process:\n{traceback.format_exc()}")
+        note = f"In a worker process:\n{traceback.format_exc()}"
+        error.add_note(note)
         try:
-            return RAISED, cloudpickle.dumps(error)
-        except Exception:  # an exception that holds what cannot be pickled
-            return RAISED, cloudpickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+            pickled = cloudpickle.dumps(error)
+            cloudpickle.loads(pickled)
+        except Exception:  # it holds what cannot be pickled, or its class cannot be called with its `args`
+            plain = RuntimeError(f"{type(error).__name__}: {error}")
+            plain.add_note(note)
+            pickled = cloudpickle.dumps(plain)
+        return RAISED, pickled
 
 
 def _end_with_parent() -> None:

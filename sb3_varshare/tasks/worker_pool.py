@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import cloudpickle
 import numpy as np
+import numpy.typing as npt
 
 from sb3_varshare.tasks.encoding import split_task
 from sb3_varshare.tasks.env_group import IDLE, RESETTING, EnvPlan, lay_out
@@ -89,9 +90,16 @@ class WorkerPool:
         np.copyto(self._last, self.arrays.observations)
         return infos
 
-    def step_async(self) -> None:
-        """Let all workers step with the actions in the arrays."""
+    def step_async(self, actions: npt.ArrayLike) -> None:
+        """
+        Let all workers step.
+
+        :param actions: (N, A)
+        :raises RuntimeError: if a step was begun and not waited for
+        """
+        self._refuse_open_step()
         self._start()
+        self.arrays.actions[:] = actions
         self._stepping = True
         for worker in self._workers:
             worker.process.ask("step")
@@ -101,8 +109,11 @@ class WorkerPool:
         Wait for the step. The open episodes of a restarted worker end here, truncated at their last observation.
 
         :return: infos by rank, and by rank the infos of resets where an episode ended
+        :raises RuntimeError: if no step was begun
         :raises WorkerError: if a worker failed and is not to be restarted, or was too often
         """
+        if not self._stepping:
+            raise RuntimeError("No step was begun; call step_async() first.")
         infos: dict[int, dict[str, Any]] = {}
         reset_infos: dict[int, dict[str, Any]] = {}
         for worker in self._workers:
@@ -132,6 +143,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """End all workers, whatever they are doing; takes some seconds at most."""
+        self._closed = True
         self._end_all(CLOSING_SECONDS)
 
     # Start and end
@@ -154,6 +166,7 @@ class WorkerPool:
                 with self._failure_is_final(worker):
                     self._play(worker)
         except BaseException:
+            # Unless it was a worker's failure, an interruption say, the start may be repeated.
             self._end_all()
             raise
 
@@ -175,7 +188,6 @@ class WorkerPool:
         self._answer(worker)
 
     def _end_all(self, patience: float = 0.0) -> None:
-        self._closed = True
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.process.tell_to_close()
@@ -191,7 +203,8 @@ class WorkerPool:
         for first in range(0, len(tasks), self.n_workers):
             asked = list(zip(self._workers, tasks[first : first + self.n_workers], strict=False))
             for worker, task in asked:
-                worker.process.ask("measure", task)
+                # The rank is one of its own at this time: its count of calls tells us that it gets on.
+                worker.process.ask("measure", (task, worker.ranks[0]))
             for worker, task in asked:
                 try:
                     costs[task] = self._answer(worker)
@@ -211,8 +224,7 @@ class WorkerPool:
         return worker.process.answer(self._options.timeout, lambda: int(self.arrays.n_calls[ranks].sum()))[1]
 
     def _call(self, ranks: Sequence[int], *request: Any) -> list[Any]:
-        if self._stepping:
-            raise RuntimeError("A step was begun and not waited for; call step_wait() first.")
+        self._refuse_open_step()
         self._start()
         answers: dict[int, Any] = {}
         raised: Exception | None = None
@@ -238,6 +250,10 @@ class WorkerPool:
         if raised is not None:
             raise raised
         return [answers[rank] for rank in ranks]
+
+    def _refuse_open_step(self) -> None:
+        if self._stepping:
+            raise RuntimeError("A step was begun and not waited for; call step_wait() first.")
 
     def _revive(
         self, worker: _Worker, failure: WorkerFailure, options: Sequence[dict[str, Any]]
@@ -289,6 +305,7 @@ class WorkerPool:
             self._give_up(self._error(worker, failure, "at its start"))
 
     def _give_up(self, error: WorkerError) -> NoReturn:
+        self._closed = True
         self._end_all()
         raise error from None
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import connection as mp_connection
 from multiprocessing import spawn
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from sb3_varshare.tasks.worker import FAILED, run_worker
@@ -15,6 +16,8 @@ from sb3_varshare.tasks.worker import FAILED, run_worker
 # How long a worker that was told to close may take; then it is terminated, and if that does not help, killed.
 CLOSING_SECONDS = 5.0
 TERMINATING_SECONDS = 1.0
+# Bytes; a pipe takes many times as much before anybody reads.
+SMALL_MESSAGE = 4096
 
 _start_lock = threading.Lock()
 
@@ -46,6 +49,8 @@ class WorkerProcess:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=run_worker, args=(theirs, *arguments), name=name, daemon=True)
         self._number = 0
+        self._sender: threading.Thread | None = None
+        self._is_told = False
         with _without_main():
             self._process.start()
         theirs.close()
@@ -53,14 +58,19 @@ class WorkerProcess:
 
     def ask(self, command: str, arguments: Any = None) -> None:
         """
-        Send a request. A worker that is gone is noticed by :meth:`answer`.
+        Send a request, without waiting. A worker that is gone or does not read is noticed by :meth:`answer`.
 
         :param command: see :mod:`~sb3_varshare.tasks.worker`
         :param arguments: of the command
         """
         self._number += 1
-        with suppress(OSError):
-            self._connection.send((self._number, command, arguments))
+        message = bytes(ForkingPickler.dumps((self._number, command, arguments)))
+        if len(message) <= SMALL_MESSAGE and not self._is_sending():
+            self._send(message)
+        else:
+            # A worker that does not read would hold us as soon as the pipe is full.
+            self._sender = threading.Thread(target=self._send, args=(message, self._sender), daemon=True)
+            self._sender.start()
 
     def answer(self, timeout: float, progress: Callable[[], int] = lambda: 0) -> tuple[str, Any]:
         """
@@ -90,7 +100,10 @@ class WorkerProcess:
 
     def tell_to_close(self) -> None:
         """Ask for an orderly end without waiting for it; :meth:`end` follows."""
-        self.ask("close")
+        # Who has not read the last request would not read this one.
+        self._is_told = not self._is_sending()
+        if self._is_told:
+            self.ask("close")
 
     def end(self, patience: float = 0.0) -> None:
         """
@@ -98,7 +111,7 @@ class WorkerProcess:
 
         :param patience: s for an end of its own accord
         """
-        if patience:
+        if patience and self._is_told:
             self._process.join(patience)
             if self._process.is_alive():
                 self._process.terminate()
@@ -106,7 +119,19 @@ class WorkerProcess:
         if self._process.is_alive():
             self._process.kill()
             self._process.join(CLOSING_SECONDS)
+        if self._sender is not None and self._is_sending():
+            self._sender.join(TERMINATING_SECONDS)  # nobody is left to read
         self._connection.close()
+
+    def _is_sending(self) -> bool:
+        return self._sender is not None and self._sender.is_alive()
+
+    def _send(self, message: bytes, before: threading.Thread | None = None) -> None:
+        # An interruption may have come between its making and its start.
+        if before is not None and before.is_alive():
+            before.join()
+        with suppress(OSError):
+            self._connection.send_bytes(message)
 
     def _receive(self) -> tuple[int | None, str, Any]:
         try:

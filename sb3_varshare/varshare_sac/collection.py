@@ -52,6 +52,8 @@ class MultiTaskCollection(SAC, ABC):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps or self._last_obs is None:
+            # Until the reset is complete there is nothing to go on from.
+            self._last_obs = None
             self._forget_open_episodes()
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         first = th.as_tensor(self._last_obs).cpu().numpy()
@@ -110,16 +112,27 @@ class MultiTaskCollection(SAC, ABC):
         """
         Collect transitions, on the device where the environments live on one.
 
+        Where it is left early, by an error, an interrupt or a callback that stops the training, the environments may be
+        a step ahead of what was stored: the next training starts them anew.
+
         :param env: the training environments
         :param args: as in SB3
         :param kwargs: as in SB3
         :return: what was collected
         """
-        if not has_tensor_face(env):
-            return super().collect_rollouts(env, *args, **kwargs)
-        if self._collector is None or self._collector.env is not env:
-            self._collector = TensorCollector(self, env)
-        return self._collector.collect(*args, **kwargs)
+        is_complete = False
+        try:
+            if has_tensor_face(env):
+                if self._collector is None or self._collector.env is not env:
+                    self._collector = TensorCollector(self, env)
+                result = self._collector.collect(*args, **kwargs)
+            else:
+                result = super().collect_rollouts(env, *args, **kwargs)
+            is_complete = result.continue_training
+        finally:
+            if not is_complete:
+                self._last_obs = None
+        return result
 
     def _store_transition(
         self,

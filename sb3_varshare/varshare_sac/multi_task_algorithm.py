@@ -53,6 +53,19 @@ class MultiTaskAlgorithm(MultiTaskCollection):
         self.action_bounds = None if description.action_bounds is None else list(description.action_bounds)
         self.protocol = description.protocol
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Seed all generators of the process, and the environments unless they were made with a seed of their own.
+
+        :param seed: ``None`` seeds nothing
+        """
+        env = self.env
+        if env is not None and getattr(env.unwrapped, "has_own_seed", False):
+            # SB3 seeds whatever environment the agent has.
+            self.env = None
+        super().set_random_seed(seed)
+        self.env = env
+
     def task_id(self, task: str | int) -> int:
         """
         :param task: a name, with or without its source, or an index

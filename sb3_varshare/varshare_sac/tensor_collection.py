@@ -29,6 +29,20 @@ def has_tensor_face(env: VecEnv) -> bool:
     return env is env.unwrapped and hasattr(env, "step_tensor")
 
 
+class ReadOnDemand:
+    """
+    A tensor that is an array to whoever asks numpy for one, as SB3's callbacks do; only then the device is waited for.
+
+    :param tensor: on any device
+    """
+
+    def __init__(self, tensor: th.Tensor) -> None:
+        self.tensor = tensor
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.tensor.cpu().numpy(), dtype)
+
+
 class TensorCollector:
     """
     Steps the environments of an agent and stores what they give.
@@ -59,7 +73,8 @@ class TensorCollector:
         log_interval: int | None = None,
     ) -> RolloutReturn:
         """
-        :param callback: called at every step of the environments; its ``infos`` are empty
+        :param callback: called at every step of the environments; its ``new_obs`` and ``rewards`` are tensors, its
+            ``dones`` a :class:`ReadOnDemand`, its ``infos`` empty
         :param train_freq: how many steps to take
         :param replay_buffer: not used, the agent knows its own
         :param action_noise: must be None
@@ -83,7 +98,7 @@ class TensorCollector:
             step = self.step(scaled)
             model.num_timesteps += n_envs
             names = {"new_obs": step.observations, "rewards": step.rewards, "infos": ()}
-            callback.update_locals({**names, "dones": step.terminated | step.truncated})
+            callback.update_locals({**names, "dones": ReadOnDemand(step.terminated | step.truncated)})
             if not callback.on_step():
                 return RolloutReturn(n_steps * n_envs, 0, continue_training=False)
             self.store(scaled, step)

@@ -174,11 +174,14 @@ def test_an_environment_of_ones_own_is_used_and_left_open(
 
 
 def test_an_environment_without_a_twin_must_be_given(agent: Agent, counting_envs: Envs) -> None:
-    env: Any = DummyVecEnv([lambda: counting_envs({"x": {}}).envs[0].unwrapped._task_env(0)])
-    model = agent(env)
-    with pytest.raises(ValueError, match="no evaluation twin"):
-        model.learn(10, callback=EvalTasksCallback())
-    model.learn(12, callback=EvalTasksCallback(eval_env=env, eval_freq=100, n_episodes=1))
+    def make() -> Any:
+        return DummyVecEnv([lambda: counting_envs({"x": {}}).envs[0].unwrapped._task_env(0)])
+
+    model = agent(make())
+    for given in (None, model.env):
+        with pytest.raises(ValueError, match="no evaluation twin"):
+            model.learn(10, callback=EvalTasksCallback(eval_env=given))
+    model.learn(12, callback=EvalTasksCallback(eval_env=make(), eval_freq=100, n_episodes=1))
 
 
 def test_it_works_with_sb3s_own_agents(counting_envs: Envs, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from sb3_varshare import VarShareSAC, evaluate_tasks, make_multitask_env
 from sb3_varshare.evaluation import evaluate
-from sb3_varshare.evaluation.evaluate import evaluation_env
 
 Agent = Callable[..., VarShareSAC]
 Envs = Callable[..., Any]
@@ -82,13 +81,6 @@ def test_evaluations_are_the_same_each_time(agent: Agent) -> None:
     assert other.episodes != first.episodes
 
 
-def test_an_evaluation_environment_is_played_as_it_is(counting_envs: Envs) -> None:
-    env = counting_envs({"a": {}})
-    twin = evaluation_env(env)
-    assert twin is not env and twin.purpose == "evaluation"
-    assert evaluation_env(twin) is twin
-
-
 def test_the_base_alone_can_be_evaluated(agent: Agent, counting_envs: Envs, monkeypatch: pytest.MonkeyPatch) -> None:
     env = counting_envs({"a": {}, "b": {}})
     model = agent(env)
@@ -122,9 +114,10 @@ def test_independent_networks_have_no_base(agent: Agent, counting_envs: Envs) ->
 
 
 def test_a_foreign_environment_is_named_by_the_model(agent: Agent, counting_envs: Envs) -> None:
-    env = DummyVecEnv([lambda: counting_envs({"x": {"lengths": (2,)}}).envs[0].unwrapped._task_env(0)])
-    model = agent(env)
-    found = evaluate_tasks(model, env, n_episodes=3)
+    def make() -> Any:
+        return DummyVecEnv([lambda: counting_envs({"x": {"lengths": (2,)}}).envs[0].unwrapped._task_env(0)])
+
+    found = evaluate_tasks(agent(make()), make(), n_episodes=3)
     assert found.task_names == ["task"] and [e.episode_return for e in found.episodes] == [2.0, 2.0, 2.0]
 
 
@@ -135,10 +128,12 @@ def test_other_tasks_than_the_models_are_refused(agent: Agent, counting_envs: En
 
 
 def test_nobody_knows_the_tasks(counting_envs: Envs) -> None:
-    env: Any = DummyVecEnv([lambda: counting_envs({"x": {}}).envs[0].unwrapped._task_env(0)])
-    model = SAC("MlpPolicy", env, buffer_size=10, device="cpu", policy_kwargs={"net_arch": [4]})
+    def make() -> Any:
+        return DummyVecEnv([lambda: counting_envs({"x": {}}).envs[0].unwrapped._task_env(0)])
+
+    model = SAC("MlpPolicy", make(), buffer_size=10, device="cpu", policy_kwargs={"net_arch": [4]})
     with pytest.raises(ValueError, match="Neither SAC nor the environment knows the tasks"):
-        evaluate_tasks(model, VecMonitor(env))
+        evaluate_tasks(model, VecMonitor(make()))
 
 
 def test_the_protocol_is_the_environments(agent: Agent, counting_envs: Envs) -> None:
@@ -173,29 +168,27 @@ class ForeignEnv(gym.Env):
 
 def test_a_foreign_env_that_leaves_a_task_out_is_found_out(agent: Agent) -> None:
     envs: Any = [lambda: ForeignEnv([0], 1), lambda: ForeignEnv([0], 3)]
-    venv = DummyVecEnv(envs)
-    model = agent(venv, n_tasks=2)
+    model = agent(DummyVecEnv(envs), n_tasks=2)
     with pytest.raises(RuntimeError, match=r"to come \(episodes begun\): \{'task_1': 0\}.*play all tasks"):
-        evaluate_tasks(model, venv, n_episodes=2)
+        evaluate_tasks(model, DummyVecEnv(envs), n_episodes=2)
 
 
 def test_a_rare_or_a_slow_task_is_waited_for(agent: Agent) -> None:
+    model = agent(DummyVecEnv([lambda: ForeignEnv([0, 1], 1)]), n_tasks=2)
     rare: Any = DummyVecEnv([lambda: ForeignEnv([0] * 60 + [1], 1)])
-    model = agent(rare, n_tasks=2)
     assert len(evaluate_tasks(model, rare, n_episodes=2).of_task("task_1")) == 2
     # 400 episodes of the one during one of the other are not too many.
     envs: Any = [lambda: ForeignEnv([0], 1), lambda: ForeignEnv([1], 400)]
-    slow = DummyVecEnv(envs)
-    found = evaluate_tasks(agent(slow, n_tasks=2), slow, n_episodes=2)
+    found = evaluate_tasks(model, DummyVecEnv(envs), n_episodes=2)
     assert [episode.length for episode in found.episodes] == [1, 1, 400, 400]
 
 
 def test_an_episode_without_an_end_is_an_error(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "MAX_EPISODE_STEPS", 50)
-    endless: Any = DummyVecEnv([lambda: ForeignEnv([0, 1], 0)])
-    model = agent(endless, n_tasks=2)
+    envs: Any = [lambda: ForeignEnv([0, 1], 0)]
+    model = agent(DummyVecEnv(envs), n_tasks=2)
     with pytest.raises(RuntimeError, match=r"No end of an episode of task 'task_0' after 50 steps: give .* horizon="):
-        evaluate_tasks(model, endless, n_episodes=1)
+        evaluate_tasks(model, DummyVecEnv(envs), n_episodes=1)
 
 
 def test_at_least_one_episode(agent: Agent, counting_envs: Envs) -> None:

@@ -1,5 +1,6 @@
 """Films: real files, read back frame by frame."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import imageio.v2 as imageio
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from sb3_varshare import MultiTaskVecEnv, VarShareSAC, make_multitask_env, record_videos
 from sb3_varshare.evaluation import video
 from sb3_varshare.evaluation.video import BAR_HEIGHT, choose_gl_backend, label_frame
-from sb3_varshare.tasks import make_suite, make_tensor_env
+from sb3_varshare.tasks import make_suite, make_tensor_env, registry
 
 # imageio leaves ffmpeg's pipes to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -89,18 +91,80 @@ def test_a_missing_package_is_named(
         record_videos(agent(two_pendulums), two_pendulums, tmp_path)
 
 
+# The tasks of the training
+
+
+def test_by_default_the_tasks_and_the_protocol_of_the_training_are_filmed(agent: Agent, tmp_path: Path) -> None:
+    env = make_multitask_env(TASKS, horizon=4, seed=3)
+    model = agent(env)
+    own, given = record_videos(model, None, tmp_path / "a", seed=3), record_videos(model, env, tmp_path / "b")
+    assert [path.name for path in own] == [path.name for path in given] == ["swing-up-0.mp4", "light-0.mp4"]
+    for ours, theirs in zip(own, given, strict=True):
+        np.testing.assert_array_equal(frames_of(ours), frames_of(theirs))
+    assert len(frames_of(own[0])) == 5
+
+
+def test_another_protocol_than_that_of_the_training_is_named(agent: Agent, tmp_path: Path) -> None:
+    model = agent(make_multitask_env(TASKS, horizon=4))
+    with pytest.warns(UserWarning, match=r"another protocol than it is filmed under: contextual\.horizon: 4 against 6"):
+        (first, _) = record_videos(model, make_suite(TASKS, horizon=6), tmp_path)
+    assert len(frames_of(first)) == 7
+
+
+def test_tasks_without_a_source_must_be_given(agent: Agent, counting_envs: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="tasks of custom cannot be made from their names"):
+        record_videos(agent(counting_envs({"a": {}})), None, tmp_path)
+    foreign = agent(gym.make("Pendulum-v1"))
+    with pytest.raises(ValueError, match="does not tell the sources of its tasks"):
+        record_videos(foreign, None, tmp_path)
+
+
+# The command
+
+
 def test_the_command(agent: Agent, tmp_path: Path) -> None:
-    env = make_multitask_env("contextual")
-    agent(env).save(tmp_path / "model.zip")
+    agent(make_multitask_env(TASKS, horizon=3)).save(tmp_path / "model.zip")
     command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "sb3_varshare.evaluation.video"]
-    options = ["--suite", "contextual", "--output", str(tmp_path / "films")]
-    done = subprocess.run(
-        [*command, str(tmp_path / "model.zip"), *options], capture_output=True, text=True, check=False
-    )
+    options = [str(tmp_path / "model.zip"), "--suite", *TASKS, "--output", str(tmp_path / "films")]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "contextual.horizon: 3 against 200" in done.stderr
     films = sorted((tmp_path / "films").iterdir())
     assert sorted(done.stdout.split()) == [str(film) for film in films]
-    assert [film.stem for film in films] == sorted(f"{name}-0" for name in make_suite("contextual").task_names)
+    assert [film.name for film in films] == ["light-0.mp4", "swing-up-0.mp4"]
+    assert len(frames_of(films[0])) == 201
+
+
+def test_the_command_takes_the_models_tasks_by_default(agent: Agent, tmp_path: Path) -> None:
+    agent(make_multitask_env(TASKS, horizon=3)).save(tmp_path / "model.zip")
+    video.film(tmp_path / "model.zip", output=tmp_path)
+    assert len(frames_of(tmp_path / "light-0.mp4")) == 4
+
+
+PLANETS = """
+from sb3_varshare.tasks import TaskSource, register_source
+from sb3_varshare.tasks.suites import contextual
+
+def load(horizon=200):
+    moon = replace(contextual.load(horizon).tasks["light"], name="moon", source="planets")
+    return TaskSource("planets", {"moon": moon}, {}, {"horizon": horizon})
+
+register_source("planets", __name__)
+"""
+
+
+def test_the_command_takes_sources_of_ones_own(agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "planets_of_a_test.py").write_text(f"from dataclasses import replace\n{PLANETS}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "SOURCES", dict(registry.SOURCES))
+    importlib.import_module("planets_of_a_test")
+    agent(make_multitask_env(["planets/moon"], horizon=3)).save(tmp_path / "model.zip")
+    registry.SOURCES.pop("planets")
+    sys.modules.pop("planets_of_a_test")
+    with pytest.raises(ValueError, match="tasks of planets cannot be made from their names"):
+        video.film(tmp_path / "model.zip", output=tmp_path)
+    video.film(tmp_path / "model.zip", output=tmp_path, modules=("planets_of_a_test",))
+    assert len(frames_of(tmp_path / "moon-0.mp4")) == 4
 
 
 # OpenGL

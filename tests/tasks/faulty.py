@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,6 +81,32 @@ def with_fault(suite: TaskSuite, task: str, fault: Fault) -> TaskSuite:
         tasks[suite.task_id(task)], make=partial(make_faulty, tasks[suite.task_id(task)].make, fault)
     )
     return dataclasses.replace(suite, tasks=tuple(tasks))
+
+
+class Slow(gym.Wrapper):
+    """Each step sleeps."""
+
+    def __init__(self, env: gym.Env, seconds: float) -> None:
+        super().__init__(env)
+        self.seconds = seconds
+
+    def step(self, action: Any) -> Any:
+        time.sleep(self.seconds)
+        return self.env.step(action)
+
+
+class TwoWordsError(Exception):
+    """Cannot be unpickled, since its ``args`` are not those of its constructor."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} {other}")
+
+
+class NoPicture(gym.Wrapper):
+    """Cannot be drawn."""
+
+    def render(self) -> Any:
+        raise TwoWordsError("no", "light")
 
 
 class Reporter(gym.Env):

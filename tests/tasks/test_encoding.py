@@ -32,6 +32,11 @@ def test_append_task_pads_between_observation_and_task() -> None:
     assert append_task([7.0], 0, 2, observation_size=3).tolist() == [7.0, 0.0, 0.0, 1.0, 0.0]
 
 
+def test_an_observation_does_not_reach_into_the_task() -> None:
+    with pytest.raises(ValueError, match="at most 3 numbers, got 4"):
+        append_task([1.0, 2.0, 3.0, 4.0], 0, 2, observation_size=3)
+
+
 @KINDS
 def test_split_task_takes_off_what_append_task_put_on(as_kind: Kind) -> None:
     observations, task_ids = split_task(as_kind(batch()), 4)

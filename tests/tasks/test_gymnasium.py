@@ -2,14 +2,23 @@
 
 import json
 import pickle
+import re
 from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import PendulumEnv
 
-from sb3_varshare.tasks import MultiTaskEnv, TaskSpec, gymnasium_task, make_suite
+from sb3_varshare.tasks import (
+    MultiTaskEnv,
+    TaskSpec,
+    check_same_protocol,
+    describe_protocol,
+    gymnasium_task,
+    make_suite,
+)
 from sb3_varshare.tasks.seeding import task_stream
 
 pytest.importorskip("mujoco")
@@ -66,6 +75,36 @@ def test_a_task_must_have_a_time_limit() -> None:
         assert gymnasium_task("Endless-v0", horizon=5).horizon == 5
     finally:
         gym.registry.pop("Endless-v0")
+    for horizon in (0, -3, 2.5):
+        with pytest.raises(ValueError, match=rf"'gymnasium/Pendulum-v1' needs a horizon .*got {horizon}"):
+            gymnasium_task("Pendulum-v1", horizon=horizon)  # type: ignore[arg-type]
+
+
+def test_a_task_keeps_what_its_id_was_registered_with() -> None:
+    gym.register("Mine-v0", entry_point=PendulumEnv, kwargs={"g": 3.0}, max_episode_steps=7)
+    try:
+        task = gymnasium_task("Mine-v0")
+    finally:
+        gym.registry.pop("Mine-v0")
+    assert (task.horizon, task.protocol["id"], make(task).unwrapped.g) == (7, "Mine-v0", 3.0)
+
+
+def test_specs_in_a_list_bring_the_versions_of_their_source() -> None:
+    by_name = make_suite("gymnasium/Pendulum-v1").full_protocol
+    ready = make_suite([gymnasium_task("Pendulum-v1")]).full_protocol
+    assert ready["gymnasium"]["versions"] == by_name["gymnasium"]["versions"] and "tasks" in ready
+    check_same_protocol(ready, by_name)
+    assert describe_protocol(ready).startswith("gymnasium: horizon of each task, gymnasium ")
+
+
+def test_wrappers_without_a_name_differ() -> None:
+    wrappers = [lambda env: env, lambda env: double_reward(env, 2.0)]
+    one, again, other = (make_suite([gymnasium_task("Pendulum-v1", wrapper=wrappers[i])]) for i in (0, 0, 1))
+    name = one.tasks[0].protocol["wrapper"]
+    assert re.fullmatch(r".*test_gymnasium\.test_wrappers_without_a_name_differ\.<locals>\.<lambda> at \d+:\d+", name)
+    check_same_protocol(one.full_protocol, again.full_protocol)
+    with pytest.raises(ValueError, match="wrapper"):
+        check_same_protocol(one.full_protocol, other.full_protocol)
 
 
 def double_reward(env: gym.Env, by: float) -> gym.Env:

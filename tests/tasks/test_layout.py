@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -40,9 +41,10 @@ def test_equal_tasks(n_envs: int, n_tasks: int, layout: tuple[tuple[int, ...], .
         assert found == layout
 
 
-def test_no_env_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        task_layout(0, equal(3))
+@pytest.mark.parametrize("n_envs", [0, -1, 7.5, "10"])
+def test_what_is_no_number_of_envs_is_refused(n_envs: Any) -> None:
+    with pytest.raises(ValueError, match=f"whole number of at least 1, got {n_envs!r}"):
+        task_layout(n_envs, equal(3))
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,17 @@ def test_shares_are_kept_and_no_task_is_forgotten(n_envs: int, weights: list[flo
             abs(n_envs * (got - wanted)) < 1 or n_envs * got == 1 or n_envs * wanted > n_envs * got
             for got, wanted in zip(played, shares, strict=True)
         )
+
+
+@given(st.integers(1, 6), st.lists(st.floats(0.1, 1.0), min_size=7, max_size=12))
+def test_odd_weights_are_rounded_to_cycles_of_a_thousand_episodes(n_envs: int, weights: list[float]) -> None:
+    shares = shares_of(weights)
+    layout = task_layout(n_envs, shares)
+    assert all(len(cycle) <= 1000 for cycle in layout)
+    for task, wanted in enumerate(shares):
+        played = sum(Fraction(cycle.count(task), len(cycle)) for cycle in layout)
+        # An episode more or less in each env that plays it, and one for each neighbour that would have less than one.
+        assert abs(played - n_envs * wanted) <= Fraction(len(weights), 1000)
 
 
 def test_weights_are_numbers_or_names(scripted_suite: Callable[..., TaskSuite]) -> None:

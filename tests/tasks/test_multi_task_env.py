@@ -1,8 +1,10 @@
 """One env that plays any task: turns, padding, ends, success, seeds."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3.common.env_checker import check_env
@@ -56,6 +58,33 @@ def test_an_action_of_the_wrong_shape_is_refused(scripted_suite: Callable[..., T
     env.reset()
     with pytest.raises(ValueError, match=r"shape \(1,\), got \(2,\)"):
         env.step(np.zeros(2, dtype=np.float32))
+
+
+@pytest.mark.parametrize("given", [3, 1])
+def test_an_observation_of_another_length_than_declared_is_refused(
+    scripted_suite: Callable[..., TaskSuite], scripted_task: Callable[..., TaskSpec], given: int
+) -> None:
+    def make(stream: np.random.SeedSequence) -> gym.Env:
+        env = scripted_task("one").make(stream)
+        return gym.wrappers.TransformObservation(env, lambda seen: np.resize(seen, given), env.observation_space)
+
+    spec = dataclasses.replace(scripted_task("one"), make=make)
+    with pytest.raises(ValueError, match=rf"'scripted/one' must give observations of shape \(2,\).*got \({given},\)"):
+        MultiTaskEnv(scripted_suite(spec, scripted_task("two"))).reset()
+
+
+def test_an_action_keeps_to_the_bounds_of_a_space_of_either_type() -> None:
+    for dtype in (np.float32, np.float64):
+        env = gym.make("Pendulum-v1")
+        env.action_space = gym.spaces.Box(-0.1, 0.7, (1,), dtype=dtype)
+        seen = []
+        wrapped = gym.wrappers.TransformAction(env, lambda action, seen=seen: seen.append(action) or action, None)  # type: ignore[func-returns-value,misc]
+        multi = MultiTaskEnv({"one": lambda wrapped=wrapped: wrapped})  # type: ignore[misc]
+        multi.reset()
+        for action in (-1.0, 0.3, 1.0):
+            multi.step(np.array([action], dtype=np.float32))
+        assert all(wrapped.action_space.contains(action) for action in seen)
+        assert np.concatenate(seen).tolist() == pytest.approx([-0.1, 0.42, 0.7])
 
 
 @pytest.mark.parametrize(

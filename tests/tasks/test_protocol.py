@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import gymnasium as gym
 import pytest
 
 from sb3_varshare.tasks import PROTOCOLS, Protocol, check_same_protocol, describe_protocol, make_suite
@@ -56,15 +57,34 @@ def test_a_protocol_of_ones_own() -> None:
     assert describe_protocol(suite.protocol) == "short: version 1, horizon 20"
 
 
+def test_a_protocol_reaches_ones_own_envs() -> None:
+    suite = make_suite(
+        {"mine": lambda: gym.make("Pendulum-v1")}, protocol=Protocol("short", {"custom": {"horizon": 7}})
+    )
+    assert (suite.tasks[0].horizon, suite.protocol["custom"]["horizon"], suite.protocol["name"]) == (7, 7, "short")
+
+
+def test_tasks_taken_out_of_suites_keep_their_protocol() -> None:
+    short, usual = (make_suite("contextual", **options).tasks for options in ({"horizon": 20}, {}))
+    assert make_suite(short[:2]).protocol["contextual"]["horizon"] == 20
+    with pytest.raises(ValueError, match=r"must have one protocol, got contextual.horizon: 20 against 200"):
+        make_suite([short[0], usual[1]])
+
+
 @pytest.mark.parametrize(
     ("tasks", "protocol", "message"),
     [
+        (
+            "contextual",
+            Protocol("mine", {"contextual": {"horizn": 5}}),
+            "options of contextual in the protocol 'mine', got 'horizn'; did you mean 'horizon'",
+        ),
         ("contextual", "brx", "name of a protocol, got 'brx'; did you mean 'brc'"),
         ("contextual", "brc", "'brc' is for metaworld, dm_control, got tasks of contextual; leave it out"),
         (make_suite("contextual"), "brc", "which is already built"),
     ],
 )
-def test_a_protocol_that_does_not_fit(tasks: Any, protocol: str, message: str) -> None:
+def test_a_protocol_that_does_not_fit(tasks: Any, protocol: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_suite(tasks, protocol=protocol)
 

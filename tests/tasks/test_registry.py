@@ -24,6 +24,8 @@ from sb3_varshare.tasks import (
     register_source,
     registry,
 )
+from sb3_varshare.tasks.protocol import protocol_differences
+from sb3_varshare.tasks.registry import remake_suite
 from sb3_varshare.tasks.suites.contextual import CONTEXTS, TORQUES, ContextualPendulum
 
 
@@ -66,7 +68,12 @@ def test_a_suite_passes_through(scripted_suite: Callable[..., TaskSuite]) -> Non
         ("MT11", {}, "Expected the name of a suite, got 'MT11'; did you mean 'MT10'"),
         ("MT1/raech-v3", {}, "source 'metaworld', got 'raech-v3'; did you mean 'reach-v3'"),
         (["reach-v3"], {}, "Expected 'source/task' with a source of metaworld, .*contextual, got 'reach-v3'"),
+        (["reach-v3"], {}, "did you mean 'metaworld/reach-v3'"),
+        (["MT10", "contextual/light"], {}, "got 'MT10', which is a suite; give it alone"),
+        ([3], {}, "names of tasks or TaskSpecs, got 3"),
         (["contextual/swingup"], {}, "did you mean 'swing-up'"),
+        ({"mine": pendulum}, {"horizon": 0}, "'custom/mine' needs a horizon of at least 1 step, got 0"),
+        ({"mine": pendulum()}, {}, "callable that builds the env of task 'mine', got <TimeLimit"),
         ([], {}, "no tasks"),
         (["contextual/light", "contextual/light"], {}, "once"),
         ("contextual", {"n_goals": 3}, r"options of tasks of contextual \(horizon\), got n_goals"),
@@ -201,3 +208,32 @@ def test_importing_tasks_is_light() -> None:
     for program in (code, worker):
         done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True)
         assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+# A suite again
+
+
+@pytest.mark.parametrize(
+    ("tasks", "options"),
+    [
+        (["contextual/light", "contextual/swing-up"], {"horizon": 20}),
+        ("MT1/reach-v3", {"protocol": "brc", "horizon": 20, "reward_version": "v1"}),
+        ("ML10-test", {}),
+        ("HalfCheetah", {"horizon": 50}),
+        (["metaworld/reach-v3", "gymnasium/Pendulum-v1", "gymnasium/HalfCheetah-v5"], {"protocol": "brc"}),
+    ],
+)
+def test_a_suite_is_made_again_from_what_a_model_keeps(tasks: Any, options: dict[str, Any]) -> None:
+    if "contextual" not in str(tasks):
+        pytest.importorskip("metaworld")
+    first = make_suite(tasks, **options)
+    kept = first.describe()
+    again = remake_suite(list(kept.full_names), json.loads(json.dumps(kept.protocol)))
+    assert protocol_differences(again.full_protocol, kept.protocol) == []
+    assert [(task.full_name, task.horizon) for task in again.tasks] == [(t.full_name, t.horizon) for t in first.tasks]
+    assert again.task_names == first.task_names
+
+
+def test_tasks_of_an_unknown_source_are_not_made_again() -> None:
+    with pytest.raises(ValueError, match=r"tasks of custom, planets cannot be made .* import the module"):
+        remake_suite(["planets/moon", "custom/a", "contextual/light"], {})

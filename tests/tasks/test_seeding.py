@@ -1,11 +1,12 @@
 """Every (seed, purpose, task, rank) has a stream of its own."""
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sb3_varshare.tasks.seeding import Purpose, shared_key, task_stream
+from sb3_varshare.tasks.seeding import Purpose, root_seed, shared_key, task_stream
 
 
 def first_words(stream: np.random.SeedSequence) -> tuple[int, ...]:
@@ -29,6 +30,17 @@ def test_what_is_shared_depends_on_all_but_the_rank() -> None:
 def test_evaluation_can_share_with_training() -> None:
     train, evaluation = (task_stream(0, purpose, "a/b", 0) for purpose in ("train", "evaluation"))
     assert shared_key(train, held_out=False) == shared_key(train) == shared_key(evaluation, held_out=False)
+
+
+def test_a_root_is_given_or_drawn() -> None:
+    assert [root_seed(seed) for seed in (0, 2**70, np.int64(3))] == [0, 2**70, 3]  # type: ignore[arg-type]
+    assert len({root_seed(None) for _ in range(4)}) == 4
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "1"])
+def test_what_is_no_root_is_refused(seed: Any) -> None:
+    with pytest.raises(ValueError, match=f"at least 0, or None, got {seed!r}"):
+        root_seed(seed)
 
 
 def test_unknown_purpose() -> None:

@@ -101,6 +101,27 @@ def test_both_faces_show_the_same() -> None:
         assert observations.dtype == rewards.dtype == np.float32
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (4,), (4, 2), (3, 1)])
+def test_actions_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    env = CountingRows(4)
+    env.reset()
+    with pytest.raises(ValueError, match=r"shape \(4, 1\), got \(" + ", ".join(map(str, shape))):
+        env.step(np.zeros(shape, dtype=np.float32))
+    with pytest.raises(ValueError, match=r"shape \(4, 1\)"):
+        env.step_tensor(th.zeros(shape))
+
+
+def test_observations_of_another_shape_and_odd_numbers_of_rows_are_refused() -> None:
+    class Wide(CountingRows):
+        def observe_rows(self) -> th.Tensor:
+            return super().observe_rows().repeat(1, 2)
+
+    with pytest.raises(ValueError, match=r"observe_rows must give observations of shape \(4, 2\), got \(4, 4\)"):
+        Wide(4).reset_tensor()
+    with pytest.raises(ValueError, match=r"n_envs must be a whole number of at least 1, got 7\.5"):
+        make_tensor_env("contextual", n_envs=7.5, device="cpu")  # type: ignore[arg-type]
+
+
 def test_infos_of_an_episode_are_those_of_the_plain_envs() -> None:
     env = CountingRows(2)
     env.reset()

@@ -110,6 +110,27 @@ def test_a_task_can_be_called_by_options(scripted_suite: Callable[..., TaskSuite
     assert split_task(venv.reset(), 3)[1].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"task": "tree"}, "did you mean 'three'"), ([{"task": 9}, {}], "got 9"), ([{}], "each of 2 envs, got 1")],
+)
+def test_options_are_checked_before_they_reach_an_env(
+    scripted_suite: Callable[..., TaskSuite], options: Any, message: str
+) -> None:
+    venv = MultiTaskVecEnv(scripted_suite(), 2)
+    venv.set_options({"task": "three"})
+    with pytest.raises(ValueError, match=message):
+        venv.set_options(options)
+    assert split_task(venv.reset(), 3)[1].tolist() == [2, 2]
+
+
+def test_copies_without_a_seed_have_one_root() -> None:
+    pytest.importorskip("metaworld")
+    goals = make_multitask_env("MT1/reach-v3", n_envs=2, n_goals=1, seed=None).reset()[:, 36:39]
+    assert np.array_equal(goals[0], goals[1])
+    assert MultiTaskEnv("contextual", seed=None).seed_value != MultiTaskEnv("contextual", seed=None).seed_value
+
+
 def test_plain_sac_learns_on_it_and_is_evaluated() -> None:
     venv = make_multitask_env("contextual", horizon=10)
     model = SAC("MlpPolicy", venv, learning_starts=10, batch_size=8, buffer_size=100, seed=0, device="cpu")

@@ -192,6 +192,26 @@ def test_a_worker_that_is_killed_from_outside(tmp_path: Path) -> None:
     env.close()
 
 
+def test_a_worker_that_does_not_read_ends_in_the_error() -> None:
+    env = make_env(make_suite("contextual"), 5, timeout=2.0)
+    env.reset()
+    os.kill(env.worker_pids[1], signal.SIGSTOP)
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match=r"Worker 1 .* did not come back within 2 s, in set_attr blob"):
+        env.set_attr("blob", np.zeros(2**20))  # more than a pipe takes
+    assert time.monotonic() - start < 5
+    env.close()
+
+
+def test_what_is_larger_than_a_pipe_arrives() -> None:
+    env = make_env(make_suite("contextual"), 5)
+    env.reset()
+    blob = np.random.default_rng(0).normal(size=2**20)
+    env.set_attr("blob", blob)
+    assert all(np.array_equal(copy, blob) for copy in env.get_attr("blob"))
+    env.close()
+
+
 def test_a_worker_that_ignores_being_told_to_close_is_ended() -> None:
     env = make_env(make_suite("contextual"), 5)
     env.reset()

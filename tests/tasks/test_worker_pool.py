@@ -1,23 +1,29 @@
 """The same envs in worker processes: bit-equal episodes, SB3's interface, and an orderly end."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
-from faulty import reporter_suite
+from faulty import NoPicture, Slow, reporter_suite
+from gymnasium.envs.classic_control import PendulumEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecFrameStack
 
 from sb3_varshare import VarShareSAC, evaluate_tasks
-from sb3_varshare.tasks import MultiTaskVecEnv, WorkerOptions, find_tasks, make_multitask_env
+from sb3_varshare.tasks import MultiTaskVecEnv, WorkerOptions, find_tasks, make_multitask_env, make_suite
+from sb3_varshare.tasks.env_group import EnvPlan
+from sb3_varshare.tasks.worker import step_cost
 
 MakeEnv = Callable[..., MultiTaskVecEnv]
 
@@ -157,6 +163,89 @@ def test_lambdas_and_what_the_script_defines_travel(make_env: MakeEnv) -> None:
     env = make_env({"slow": lambda: gym.make("Pendulum-v1", g=2.0), "fast": lambda: gym.make("Pendulum-v1", g=10.0)})
     assert env.reset().shape == (2, 5)
     assert env.get_attr("suite")[0].task_names == ("slow", "fast")
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+def test_ids_that_only_this_process_knows_travel(make_env: MakeEnv, start_method: str) -> None:
+    class Mine(PendulumEnv):
+        pass
+
+    gym.register("Mine-v0", entry_point=Mine, max_episode_steps=9)
+    try:
+        env = make_env(["gymnasium/Mine-v0", "gymnasium/Pendulum-v1"], start_method=start_method, seed=2)
+    finally:
+        gym.registry.pop("Mine-v0")
+    np.testing.assert_array_equal(env.reset(), make_multitask_env(env.suite, seed=2).reset())
+
+
+def test_the_time_out_is_that_of_a_step_while_steps_are_timed_too(make_env: MakeEnv) -> None:
+    slow = {name: lambda: Slow(gym.make("Pendulum-v1"), 0.15) for name in ("one", "two")}
+    env = make_env(slow, n_envs=3, worker_timeout=1.0)  # 22 steps would take 3.3 s
+    assert env.reset().shape == (3, 5)
+
+
+def test_timing_reports_each_step_and_ends_early() -> None:
+    suite = make_suite({"one": lambda: Slow(gym.make("Pendulum-v1"), 0.15)}, horizon=2)
+    plan, reports = EnvPlan(suite, 0, "train", ((0,),), None, 0.0), []
+    step_cost(plan, 0, lambda: reports.append(time.monotonic()))
+    # The first reset, four steps of 0.15 s in 0.5 s, and a reset after each second step.
+    assert len(reports) == 1 + 4 + 2
+    assert max(np.diff(reports)) < 0.5
+
+
+def test_an_error_that_cannot_be_unpickled_arrives_as_another(make_env: MakeEnv) -> None:
+    env = make_env({"one": lambda: NoPicture(gym.make("Pendulum-v1"))}, n_workers=1)
+    env.reset()
+    with pytest.raises(RuntimeError, match="TwoWordsError: no light") as caught:
+        env.env_method("render")
+    assert "in render" in caught.value.__notes__[0]
+    assert env.reset().shape == (1, 4)
+
+
+def test_a_step_is_begun_once_and_ended_once(make_env: MakeEnv) -> None:
+    env, other = make_env("contextual", seed=1), make_multitask_env("contextual", seed=1)
+    zeros, ones = np.zeros((5, 1), dtype=np.float32), np.ones((5, 1), dtype=np.float32)
+    env.reset()
+    other.reset()
+    with pytest.raises(RuntimeError, match="No step was begun"):
+        env.step_wait()
+    env.step_async(ones)
+    with pytest.raises(RuntimeError, match="call step_wait"):
+        env.step_async(zeros)
+    same_step(env.step_wait(), other.step(ones))
+    same_step(env.step(zeros), other.step(zeros))
+
+
+@contextmanager
+def interruption(seconds: float) -> Iterator[None]:
+    """Ctrl-C, some time after the block was entered."""
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(seconds, signal.pthread_kill, (main, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    timer.join()
+
+
+def test_a_start_that_was_interrupted_may_be_repeated(make_env: MakeEnv) -> None:
+    env = make_env("contextual", seed=1)
+    with interruption(0.1):
+        env.reset()
+    assert env.worker_pids == ()
+    np.testing.assert_array_equal(env.reset(), make_multitask_env("contextual", seed=1).reset())
+
+
+def test_close_returns_though_a_worker_never_read_what_it_was_sent(make_env: MakeEnv) -> None:
+    env = make_env("contextual")
+    env.reset()
+    pids = env.worker_pids
+    os.kill(pids[0], signal.SIGSTOP)
+    with interruption(0.5):
+        env.set_attr("blob", np.zeros(2**20))
+    start = time.monotonic()
+    env.close()
+    assert time.monotonic() - start < 15 and alive(pids) == []
 
 
 def test_a_step_that_was_not_waited_for_is_forgotten_by_reset(make_env: MakeEnv) -> None:

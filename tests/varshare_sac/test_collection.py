@@ -1,16 +1,19 @@
 """The two ways into the replay: what is stored, what is counted, and that the one on the device waits for nothing."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
 from stable_baselines3.common.noise import NormalActionNoise
 from tensor_helpers import AsArrays, CountingRows, NoWaiting
 
-from sb3_varshare import EvalTasksCallback, VarShareSAC, make_tensor_env
+from sb3_varshare import EvalTasksCallback, VarShareSAC, make_multitask_env, make_tensor_env
 from sb3_varshare.tasks import RowStep
 from sb3_varshare.varshare_sac.collection import MultiTaskCollection
 from sb3_varshare.varshare_sac.tensor_collection import KEPT_STEPS
@@ -134,6 +137,96 @@ def test_no_step_waits_for_a_gpu(tiny_agent: TinyAgent, n_steps: int) -> None:
     assert model.replay_buffer.check_valid() == (True, "")
 
 
+# Left early
+
+
+def stop(model: Any) -> bool:
+    return False
+
+
+def interrupt(model: Any) -> bool:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("face", [lambda env: env, AsArrays])
+@pytest.mark.parametrize("leave", [stop, interrupt])
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_no_transition_leads_over_the_place_where_training_was_left(
+    tiny_agent: TinyAgent, face: Callable[[Any], Any], leave: Callable[[Any], bool], n_steps: int
+) -> None:
+    model = tiny_agent(face(CountingRows(4)), learning_starts=10**6, n_steps=n_steps)
+    for end in (20, 44, 72, 88):
+        with contextlib.suppress(KeyboardInterrupt):
+            model.learn(1_000, lambda *_, end=end: model.num_timesteps < end or leave(model), reset_num_timesteps=False)
+        assert model.num_timesteps == end and model._last_obs is None
+    model.learn(40, reset_num_timesteps=False)
+    assert model.replay_buffer.check_valid() == (True, "")
+    for rows in rows_of(model):
+        found = np.array(rows)
+        assert len(found) > 30
+        # Time goes on by one (by up to three where the target has three steps) in the same episode.
+        passed = found[:, 2] - found[:, 0]
+        assert ((passed >= 1) & (passed <= n_steps)).all() and (found[:, 3] == found[:, 1]).all()
+
+
+class InterruptedEnv(gym.Env):
+    """Observes (episode, step). Ctrl-C comes during every 23rd step, by when other environments have stepped or not."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), dtype=np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), dtype=np.float32)
+
+    def __init__(self) -> None:
+        self.episode, self.steps = 0, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.episode, self.time = self.episode + 1, 0
+        return np.array([self.episode, 0], dtype=np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.time, self.steps = self.time + 1, self.steps + 1
+        if self.steps % 23 == 0:
+            raise KeyboardInterrupt
+        return np.array([self.episode, self.time], dtype=np.float32), 0.0, False, self.time == 5, {}
+
+
+def test_an_interrupt_within_a_step_leaves_no_false_transition(tiny_agent: TinyAgent) -> None:
+    model = tiny_agent(make_multitask_env({"a": InterruptedEnv, "b": InterruptedEnv}), learning_starts=10**6)
+    interrupts = 0
+    while model.num_timesteps < 200:
+        try:
+            model.learn(200 - model.num_timesteps, reset_num_timesteps=False)
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert interrupts > 5
+    for rows in rows_of(model):
+        found = np.array(rows)
+        assert len(found) == 100
+        assert (found[:, 2] == found[:, 0]).all() and (found[:, 3] == found[:, 1] + 1).all()
+
+
+@pytest.mark.parametrize("reset_num_timesteps", [True, False])
+def test_an_interrupt_within_a_reset_is_followed_by_another(
+    tiny_agent: TinyAgent, monkeypatch: pytest.MonkeyPatch, reset_num_timesteps: bool
+) -> None:
+    env = CountingRows(4)
+    model = tiny_agent(env, learning_starts=10**6).learn(20)
+    reset, calls = env.reset, []
+
+    def interrupted() -> np.ndarray:
+        calls.append(len(calls))
+        first = reset()
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return first
+
+    monkeypatch.setattr(env, "reset", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(20)
+    model.learn(20, reset_num_timesteps=reset_num_timesteps)
+    assert len(calls) == 2
+
+
 # Mistakes
 
 
@@ -175,3 +268,17 @@ def test_a_callback_can_stop(tiny_agent: TinyAgent) -> None:
     model = tiny_agent(CountingRows(2))
     model.learn(100, callback=lambda locals_, _: locals_["self"].num_timesteps < 30)
     assert model.num_timesteps == 30
+
+
+# Callbacks of SB3
+
+
+@pytest.mark.parametrize("face", [lambda env: env, AsArrays])
+def test_a_number_of_episodes_can_stop(tiny_agent: TinyAgent, face: Callable[[Any], Any]) -> None:
+    # Task 0 ends episodes of three steps and task 1 of five: three of each, or six in all, are there after twelve.
+    model = tiny_agent(face(CountingRows(2)), learning_starts=10**6)
+    model.learn(1_000, callback=StopTrainingOnMaxEpisodes(3))
+    assert model.num_timesteps == 2 * 12
+    seen: list[Any] = []
+    model.learn(2 * 5, callback=lambda names, _: seen.append(np.asarray(names["dones"]).tolist()) is None)
+    assert seen == [[False, False], [False, False], [True, False], [False, False], [False, True]]

@@ -117,8 +117,6 @@ def load(horizon: int = 200) -> TaskSource:
     :return: the source and suite ``contextual``
     :raises ValueError: if the horizon is not positive
     """
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1 step, got {horizon}.")
     tasks = {
         name: TaskSpec(name, "contextual", partial(ContextualPendulum, context), horizon, 5, 1, TORQUES)
         for name, context in CONTEXTS.items()

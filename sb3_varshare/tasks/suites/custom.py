@@ -20,10 +20,16 @@ def load(factories: Mapping[str, Callable[[], gym.Env]], horizon: int | None = N
     :param factories: task name to a callable that builds its env; each is called once here, to learn its sizes
     :param horizon: time limit in steps for all of them; None leaves it to the envs, which must then end by themselves
     :return: the source ``custom``
-    :raises ValueError: if an env's spaces are not flat and bounded
+    :raises ValueError: if there is an env in place of a callable, an env's spaces are not flat and bounded, or the
+        horizon is not positive
     """
     tasks = {}
     for name, factory in factories.items():
+        if not callable(factory):
+            raise ValueError(
+                f"Expected a callable that builds the env of task {name!r}, got {factory}; "
+                "write lambda: ... before it, since every copy and every worker builds its own."
+            )
         env = factory()
         observation_size, action_size = check_spaces(name, env)
         bounds = action_bounds(env)

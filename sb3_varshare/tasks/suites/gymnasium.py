@@ -14,11 +14,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from types import FunctionType
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from gymnasium.envs.registration import EnvSpec
 
 from sb3_varshare.tasks.seeding import SeededOnce
 from sb3_varshare.tasks.spaces import action_bounds, check_spaces
@@ -80,17 +82,19 @@ def gymnasium_task(
     :param env_id: e.g. ``HalfCheetah-v5``; its spaces must be flat boxes
     :param name: of the task; by default the id
     :param horizon: time limit in steps; by default that of the id. There is no other
-    :param wrapper: takes the env and returns it wrapped or changed; must be importable by name to be sent to a worker
+    :param wrapper: takes the env and returns it wrapped or changed. The protocol holds its name and the arguments of a
+        ``partial``, so give what makes a difference between two results there
     :param source: of which it is a task; another where a source of your own has it
     :param kwargs: for ``gymnasium.make``, e.g. ``forward_reward_weight=-1``
     :return: the task
-    :raises ValueError: if there is no time limit, or the spaces are not flat and bounded
+    :raises ValueError: if there is no positive time limit, or the spaces are not flat and bounded
     """
-    name = name or env_id
-    horizon = horizon or gym.spec(env_id).max_episode_steps
-    if horizon is None or horizon < 1:
-        raise ValueError(f"{env_id} has no time limit of its own: give a horizon of at least 1 step, got {horizon}.")
-    build = partial(_build, env_id, wrapper, kwargs)
+    name, spec = name or env_id, gym.spec(env_id)
+    horizon = spec.max_episode_steps if horizon is None else horizon
+    if horizon is None:
+        raise ValueError(f"{env_id} has no time limit of its own: give a horizon of at least 1 step.")
+    # By its spec: in a worker nobody has registered the ids of a script.
+    build = partial(_build, spec, wrapper, kwargs)
     env = build()
     observation_size, action_size = check_spaces(f"{source}/{name}", env)
     bounds = action_bounds(env)
@@ -102,14 +106,15 @@ def gymnasium_task(
         "kwargs": json.loads(json.dumps(kwargs, default=repr)),
         "wrapper": _describe(wrapper),
     }
+    make = partial(_seeded, build)
     return TaskSpec(
-        name, source, partial(_seeded, build), horizon, observation_size, action_size, bounds, protocol=protocol
+        name, source, make, horizon, observation_size, action_size, bounds, protocol, _source_protocol("of each task")
     )
 
 
-def _build(env_id: str, wrapper: Wrapper | None, kwargs: dict[str, Any]) -> gym.Env:
+def _build(spec: EnvSpec, wrapper: Wrapper | None, kwargs: dict[str, Any]) -> gym.Env:
     # One time limit, that of the spec; the checker would play a step of its own.
-    env: gym.Env = gym.make(env_id, max_episode_steps=-1, disable_env_checker=True, **kwargs)
+    env: gym.Env = gym.make(spec, max_episode_steps=-1, disable_env_checker=True, **kwargs)
     return env if wrapper is None else wrapper(env)
 
 
@@ -122,6 +127,11 @@ def _describe(wrapper: Any) -> str | None:
     if isinstance(wrapper, partial):
         arguments = [*map(repr, wrapper.args), *(f"{key}={value!r}" for key, value in wrapper.keywords.items())]
         return f"{_describe(wrapper.func)}({', '.join(arguments)})"
+    if isinstance(wrapper, FunctionType) and wrapper.__name__ == "<lambda>":
+        code = wrapper.__code__
+        # Where its body begins, since there may be several in a line.
+        column = min((column for *_, column, _ in code.co_positions() if column), default=0)
+        return f"{wrapper.__module__}.{wrapper.__qualname__} at {code.co_firstlineno}:{column}"
     return getattr(wrapper, "__qualname__", None if wrapper is None else type(wrapper).__qualname__)
 
 
@@ -175,14 +185,16 @@ def load(horizon: int | None = None) -> TaskSource:
     """
     :param horizon: time limit in steps for all tasks; None for that of each id
     :return: the source ``gymnasium``, with suites HalfCheetah, HopperGravity and Walker2dMass
-    :raises ValueError: if the horizon is not positive
     """
-    if horizon is not None and horizon < 1:
-        raise ValueError(f"horizon must be at least 1 step, got {horizon}.")
+    protocol = _source_protocol("of each id" if horizon is None else horizon)
+    return TaskSource("gymnasium", RegisteredTasks(horizon), SUITES, protocol)
+
+
+def _source_protocol(horizon: int | str) -> dict[str, Any]:
+    """The tasks' own protocols hold the rest, the horizon too."""
     versions = {"gymnasium": gym.__version__}
     try:
         versions["mujoco"] = version("mujoco")
     except PackageNotFoundError:
         pass
-    summary = "horizon of each id" if horizon is None else f"horizon {horizon}"
-    return TaskSource("gymnasium", RegisteredTasks(horizon), SUITES, {"summary": summary, "versions": versions})
+    return {"summary": f"horizon {horizon}", "versions": versions}

@@ -34,7 +34,7 @@ class MjlabEnv(TensorVecEnv):
 
     :param tasks: names in mjlab's registry, e.g. ``Mjlab-Cartpole-Balance``
     :param n_envs: N, all tasks together; one row per task by default
-    :param seed: root of all randomness
+    :param seed: root of all randomness; see :class:`~sb3_varshare.tasks.TensorVecEnv`
     :param purpose: ``train`` or ``evaluation``
     :param device: where the simulations live; mjlab is made for a GPU
     :param action_scale: what an action of 1 is to mjlab, whose actions have no bounds
@@ -47,7 +47,7 @@ class MjlabEnv(TensorVecEnv):
         self,
         tasks: Sequence[str],
         n_envs: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         purpose: Purpose = "train",
         device: th.device | str = "cuda",
         action_scale: float = 1.0,
