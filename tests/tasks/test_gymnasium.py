@@ -191,3 +191,25 @@ def test_no_success_is_reported() -> None:
     env = MultiTaskEnv("HalfCheetah")
     env.reset()
     assert set(env.step(np.zeros(6, dtype=np.float32))[4]) == {"task", "task_id"}
+
+
+@pytest.mark.parametrize("task", ["HalfCheetah/run", "HopperGravity/gravity-1", "Walker2dMass/mass-0.5"])
+def test_films_follow_the_robot(task: str) -> None:
+    """Thirty metres on it fills as much of the picture; before a camera that stands still it would be gone."""
+    from sb3_varshare.evaluation.video import choose_gl_backend
+
+    try:
+        choose_gl_backend()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    env = MultiTaskEnv(make_suite([f"gymnasium/{task}"]), render_mode="rgb_array")
+    env.reset(seed=0)
+    robot = env._playing().unwrapped
+    sizes = []
+    for x in (0.0, 30.0):
+        robot.set_state(np.array([x, *robot.data.qpos[1:]]), robot.data.qvel.copy())
+        red, _, blue = np.moveaxis(env.render().astype(int), -1, 0)
+        sizes.append((red > blue + 30).sum())  # robots are orange, floors green and grey
+    env.close()
+    assert sizes[0] > 500
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.2)

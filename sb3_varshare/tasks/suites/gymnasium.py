@@ -115,7 +115,19 @@ def gymnasium_task(
 def _build(spec: EnvSpec, wrapper: Wrapper | None, kwargs: dict[str, Any]) -> gym.Env:
     # One time limit, that of the spec; the checker would play a step of its own.
     env: gym.Env = gym.make(spec, max_episode_steps=-1, disable_env_checker=True, **kwargs)
+    if not {"camera_id", "camera_name", "default_camera_config"} & kwargs.keys():
+        _follow_robot(env)
     return env if wrapper is None else wrapper(env)
+
+
+def _follow_robot(env: gym.Env) -> None:
+    """Gymnasium 1.4 films with a camera that stands still, also where the robot's model has one that follows."""
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is not None:
+        import mujoco
+
+        camera = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+        renderer.camera_id = camera if camera >= 0 else renderer.camera_id
 
 
 def _seeded(build: Callable[[], gym.Env], stream: np.random.SeedSequence) -> gym.Env:
