@@ -52,7 +52,7 @@ def _add_matmul(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.T
     """``x @ weight + bias`` with broadcast leading axes: the sum is part of the product, not a pass of its own."""
     if bias is None:
         return th.matmul(x, weight)
-    lead = th.broadcast_shapes(x.shape[:-2], weight.shape[:-2])
+    lead = weight.shape[:-2] if weight.dim() >= x.dim() else x.shape[:-2]
     if not lead:
         return th.addmm(bias, x, weight)
     flat = (tensor.expand(*lead, -1, -1).reshape(-1, *tensor.shape[-2:]) for tensor in (bias, x, weight))

@@ -12,7 +12,7 @@ from torch import nn
 
 from sb3_varshare.adapters.base import LayerShape
 from sb3_varshare.adapters.kl import mean_kl, pull_mean, pull_spread, pull_tied_spread, spread_kl, tied_spread_kl
-from sb3_varshare.adapters.row_noise import fixed_noise, full_noise, tied_noise
+from sb3_varshare.adapters.row_noise import UnitNoise, add_fixed_noise, add_full_noise, add_tied_noise
 
 
 def inverse_softplus(value: float) -> float:
@@ -42,12 +42,15 @@ class Sigma(nn.Module, ABC):
         """
 
     @abstractmethod
-    def row_noise(self, x: th.Tensor, zeta: th.Tensor, kl_weights: th.Tensor | None = None) -> th.Tensor:
+    def add_row_noise(
+        self, mean: th.Tensor, x: th.Tensor, noise: UnitNoise, kl_weights: th.Tensor | None = None
+    ) -> th.Tensor:
         """
-        ``sqrt((x^2)(sigma^2)) * zeta``
+        ``mean + sqrt((x^2)(sigma^2)) * zeta``
 
+        :param mean: (*K, T, B, O)
         :param x: (*K, T, B, I)
-        :param zeta: (*K, T, B, O) unit noise
+        :param noise: zeta, (*K, T, B, O)
         :param kl_weights: as for :meth:`forward`
         :return: (*K, T, B, O)
         """
@@ -68,8 +71,10 @@ class FullSigma(Sigma):
     def forward(self, kl_weights: th.Tensor | None = None) -> th.Tensor:
         return pull_spread(F.softplus(self.rho), kl_weights, self.sigma_prior)
 
-    def row_noise(self, x: th.Tensor, zeta: th.Tensor, kl_weights: th.Tensor | None = None) -> th.Tensor:
-        return full_noise(x, self(kl_weights), zeta)
+    def add_row_noise(
+        self, mean: th.Tensor, x: th.Tensor, noise: UnitNoise, kl_weights: th.Tensor | None = None
+    ) -> th.Tensor:
+        return add_full_noise(mean, x, self(kl_weights), noise)
 
     def kl_divergence(self) -> th.Tensor:
         return spread_kl(self.rho, self.sigma_prior)
@@ -99,8 +104,10 @@ class TiedSigma(Sigma):
         a, b = self.factors(kl_weights)
         return a[..., :, None] * b[..., None, :]
 
-    def row_noise(self, x: th.Tensor, zeta: th.Tensor, kl_weights: th.Tensor | None = None) -> th.Tensor:
-        return tied_noise(x, *self.factors(kl_weights), zeta)
+    def add_row_noise(
+        self, mean: th.Tensor, x: th.Tensor, noise: UnitNoise, kl_weights: th.Tensor | None = None
+    ) -> th.Tensor:
+        return add_tied_noise(mean, x, *self.factors(kl_weights), noise)
 
     def kl_divergence(self) -> th.Tensor:
         return tied_spread_kl(*self.factors(), self.sigma_prior)
@@ -117,8 +124,10 @@ class FixedSigma(Sigma):
     def forward(self, kl_weights: th.Tensor | None = None) -> th.Tensor:
         return self.sigma.expand(*self.shape.members, self.shape.n_tasks, *self.shape[1:3])
 
-    def row_noise(self, x: th.Tensor, zeta: th.Tensor, kl_weights: th.Tensor | None = None) -> th.Tensor:
-        return fixed_noise(x, self.sigma, zeta)
+    def add_row_noise(
+        self, mean: th.Tensor, x: th.Tensor, noise: UnitNoise, kl_weights: th.Tensor | None = None
+    ) -> th.Tensor:
+        return add_fixed_noise(mean, x, self.sigma, noise)
 
     def kl_divergence(self) -> th.Tensor:
         return self.sigma.new_zeros(*self.shape.members, self.shape.n_tasks)

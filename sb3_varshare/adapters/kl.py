@@ -108,18 +108,20 @@ class _PullTiedSpread(th.autograd.Function):
         ctx: Any, a: th.Tensor, b: th.Tensor, weights: th.Tensor, sigma_prior: float
     ) -> tuple[th.Tensor, th.Tensor]:
         ctx.save_for_backward(a, b, weights)
-        ctx.scale = sigma_prior**0.5
+        ctx.sigma_prior = sigma_prior
         return a.view_as(a), b.view_as(b)
 
     @staticmethod
     def backward(ctx: Any, *grads: th.Tensor) -> tuple[th.Tensor, th.Tensor, None, None]:
         a, b, weights = ctx.saved_tensors
-        p, q = a / ctx.scale, b / ctx.scale
-        excess_p, excess_q = (p - 1) * (p + 1), (q - 1) * (q + 1)
-        slope_p = b.shape[-1] * excess_p / p + p * excess_q.sum(-1, keepdim=True)
-        slope_q = a.shape[-1] * excess_q / q + q * excess_p.sum(-1, keepdim=True)
-        weights = weights[:, None] / ctx.scale
-        return th.addcmul(grads[0], slope_p, weights), th.addcmul(grads[1], slope_q, weights), None, None
+        weights = weights[:, None]
+        pull = weights / ctx.sigma_prior**2
+        # d KL / d a = a sum(b^2) / sigma_prior^2 - O / a
+        grad_a = th.addcmul(grads[0], a, pull * (b * b).sum(-1, keepdim=True))
+        grad_b = th.addcmul(grads[1], b, pull * (a * a).sum(-1, keepdim=True))
+        grad_a.addcdiv_(weights, a, value=-b.shape[-1])
+        grad_b.addcdiv_(weights, b, value=-a.shape[-1])
+        return grad_a, grad_b, None, None
 
 
 def pull_mean(mu: th.Tensor, weights: th.Tensor | None, sigma_prior: float) -> th.Tensor:

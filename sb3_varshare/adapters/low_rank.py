@@ -70,7 +70,7 @@ class LowRank(Adapter):
     ) -> th.Tensor:
         projected = task_matmul(x, self.factor.pulled_mean(kl_weights))
         if sample:
-            projected = projected + self.estimator(x, self.factor, kl_weights)
+            projected = self.estimator(projected, x, self.factor, kl_weights)
         return task_matmul(x, theta, bias) + task_matmul(projected, self.v)
 
     def merged_weight(self, theta: th.Tensor) -> th.Tensor:

@@ -51,7 +51,7 @@ class VarShare(Adapter):
         kl_weights: th.Tensor | None = None,
     ) -> th.Tensor:
         mean = task_matmul(x, theta + self.residual.pulled_mean(kl_weights), bias)
-        return mean + self.estimator(x, self.residual, kl_weights) if sample else mean
+        return self.estimator(mean, x, self.residual, kl_weights) if sample else mean
 
     def draw(self, task_ids: th.Tensor) -> th.Tensor:
         return self.residual.draw(task_ids)

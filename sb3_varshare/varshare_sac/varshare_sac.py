@@ -365,7 +365,7 @@ class VarShareSAC(MultiTaskAlgorithm):
     def _minimise(module: Any, loss: th.Tensor) -> None:
         """Step on the mean over tasks; gradients, those of the KLs too, flow into this module's parameters alone."""
         module.optimizer.zero_grad()
-        loss.mean().backward(inputs=list(module.parameters()))
+        loss.mean().backward(inputs=[p for group in module.optimizer.param_groups for p in group["params"]])
         module.optimizer.step()
 
     @th.no_grad()

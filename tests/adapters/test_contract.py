@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import pytest
 import torch as th
 import torch.nn.functional as F
+from scipy.stats import kstest
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as torch_kl
 
 from sb3_varshare.adapters import ADAPTERS
 from sb3_varshare.adapters.deterministic import Deterministic
-from sb3_varshare.adapters.estimators import ESTIMATORS, random_signs
+from sb3_varshare.adapters.estimators import ESTIMATORS
 from sb3_varshare.adapters.gaussian import SIGMA_STRUCTURES, GaussianWeight, inverse_softplus
-from sb3_varshare.adapters.row_noise import TINY_VARIANCE
+from sb3_varshare.adapters.row_noise import TINY_VARIANCE, random_signs, unit_noise
 from sb3_varshare.networks import BroNet, TaskLinear
 
 T, B, I, O = 3, 4, 5, 4  # noqa: E741
@@ -241,11 +242,13 @@ def test_sampled_moments_match_the_closed_form(row: Row) -> None:
 def test_row_noise_and_its_gradient_are_those_of_the_formula(row: Row) -> None:
     layer, x = row.trained_layer().double(), inputs(row).double().requires_grad_()
     sigma = gaussian(layer).sigma
-    zeta, direction = th.randn(2, *x.shape[:-1], gaussian(layer).shape.out_features, dtype=th.float64)
-    plain = (th.matmul(x.square(), sigma().square()) + TINY_VARIANCE).sqrt() * zeta
-    fast = sigma.row_noise(x, zeta)
+    size = (*x.shape[:-1], gaussian(layer).shape.out_features)
+    mean, direction = th.randn(2, *size, dtype=th.float64).requires_grad_()
+    noise = unit_noise(size, x)
+    plain = mean + (th.matmul(x.square(), sigma().square()) + TINY_VARIANCE).sqrt() * noise.dense()
+    fast = sigma.add_row_noise(mean, x, noise)
     th.testing.assert_close(fast, plain, atol=1e-9, rtol=1e-9)
-    leaves = [x, *gaussian(layer).spreads()]
+    leaves = [mean, x, *gaussian(layer).spreads()]
     expected = th.autograd.grad((plain * direction).sum(), leaves)
     th.testing.assert_close(th.autograd.grad((fast * direction).sum(), leaves), expected, atol=1e-9, rtol=1e-9)
 
@@ -253,9 +256,22 @@ def test_row_noise_and_its_gradient_are_those_of_the_formula(row: Row) -> None:
 @rows(STOCHASTIC_ROWS)
 def test_a_row_of_zeros_has_a_finite_gradient(row: Row) -> None:
     layer, x = row.trained_layer(), th.zeros_like(inputs(row)).requires_grad_()
-    noise = gaussian(layer).sigma.row_noise(x, th.ones(*x.shape[:-1], gaussian(layer).shape.out_features))
-    gradients = th.autograd.grad(noise.sum(), [x, *gaussian(layer).spreads()])
+    mean = th.zeros(*x.shape[:-1], gaussian(layer).shape.out_features)
+    noisy = gaussian(layer).sigma.add_row_noise(mean, x, unit_noise(tuple(mean.shape), x))
+    gradients = th.autograd.grad(noisy.sum(), [x, *gaussian(layer).spreads()])
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("n_tasks", [1, 3])
+def test_unit_noise_is_standard_normal_and_independent_within_a_task(n_tasks: int) -> None:
+    th.manual_seed(0)
+    draw = unit_noise((2, n_tasks, 50_000, 3), th.zeros(())).dense()
+    assert kstest(draw[1, -1, :, 0].numpy(), "norm").pvalue > 1e-4
+    error = N_STANDARD_ERRORS / math.sqrt(draw.shape[2])
+    for task in range(n_tasks):
+        columns = draw[0, task]
+        assert (columns.T @ columns / len(columns) - th.eye(3)).abs().max() < 2 * error
+        assert th.corrcoef(columns.abs().T).fill_diagonal_(0).abs().max() < error
 
 
 def test_signs_are_fair_and_tell_nothing_of_each_other() -> None:
