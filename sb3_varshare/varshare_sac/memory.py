@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import torch as th
@@ -14,9 +14,11 @@ GIB = 2**30
 FLOAT_BYTES = 4
 # Value, gradient and the two moments of Adam.
 COPIES_PER_PARAMETER = 4
-# What a gradient step keeps for its backward pass: composed weights, sigma, its square, and their gradients. Fitted so
-# that the count meets what was measured on MT10 and MT50 with full residuals at width 256, see docs/results.md.
-WORKING_COPIES = 7
+# Weight-sized tensors that a gradient step keeps for its backward pass: composed weights, and of full residuals sigma
+# and its square; the rest is what is on the way. At most 2.2 were measured, see docs/results.md.
+WORKING_COPIES = 2.5
+# Of the size of a critic layer's output for all rows and members; 43 were measured without residuals.
+LAYER_OUTPUTS = 50
 
 
 class MemoryNeed(NamedTuple):
@@ -26,7 +28,7 @@ class MemoryNeed(NamedTuple):
     :param parameters: numbers that are trained
     :param networks: parameters with their gradients and optimizer state
     :param target: the target critics
-    :param working: composed weights and spreads of one gradient step
+    :param working: what one gradient step keeps: composed weights, spreads, and what layers put out
     :param replay: the replay buffer when it is full
     """
 
@@ -47,11 +49,12 @@ class MemoryNeed(NamedTuple):
         return f"{self.total / GIB:.2f} GiB for {self.parameters / 1e6:.1f} M parameters ({listed})"
 
 
-def memory_need(make_policy: Callable[[], MultiTaskPolicy], replay_bytes: int) -> MemoryNeed:
+def memory_need(make_policy: Callable[[], MultiTaskPolicy], layer_output: int, replay_bytes: int) -> MemoryNeed:
     """
     Count an agent's memory by building its networks without storage.
 
     :param make_policy: builds the policy
+    :param layer_output: numbers that a critic layer puts out in a gradient step, K rows width
     :param replay_bytes: of the full replay buffer
     """
     with th.device("meta"):
@@ -59,7 +62,8 @@ def memory_need(make_policy: Callable[[], MultiTaskPolicy], replay_bytes: int) -
     target = sum(p.numel() for p in policy.critic_target.parameters())
     trained = sum(p.numel() for module in (policy.actor, policy.critic) for p in module.parameters())
     networks = COPIES_PER_PARAMETER * trained * FLOAT_BYTES
-    return MemoryNeed(trained, networks, target * FLOAT_BYTES, WORKING_COPIES * trained * FLOAT_BYTES, replay_bytes)
+    working = int(WORKING_COPIES * trained + LAYER_OUTPUTS * layer_output) * FLOAT_BYTES
+    return MemoryNeed(trained, networks, target * FLOAT_BYTES, working, replay_bytes)
 
 
 def free_memory(device: th.device) -> int:
@@ -69,13 +73,28 @@ def free_memory(device: th.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def check_fits(need: MemoryNeed, device: th.device, advice: str) -> None:
+def checked_memory(model: Any) -> MemoryNeed:
     """
-    :param need: what the agent takes
-    :param device: where it is going to live
-    :param advice: what to change, in a sentence
+    Count what an agent will take, say so, and refuse what its device has no room for.
+
+    :param model: a ``VarShareSAC`` whose arguments are set and whose replay holds nothing yet
     :raises MemoryError: it does not fit
     """
-    free = free_memory(device)
+    # Without an environment nothing is collected: the agent was loaded to act.
+    replay_counts = model.env is not None and model.replay_buffer.device.type == model.device.type
+    rows = model.n_tasks * model.replay_buffer.buffer_size if replay_counts else 0
+    need = memory_need(
+        model._make_policy,
+        model.n_critics * model.batch_size * model.critic_width,
+        rows * model.replay_buffer.row_size * FLOAT_BYTES,
+    )
+    if model.verbose >= 1:
+        print(f"VarShareSAC takes {need}")
+    free = free_memory(model.device)
     if need.total > free:
-        raise MemoryError(f"VarShareSAC needs {need}, but {device} has {free / GIB:.2f} GiB free. {advice}")
+        raise MemoryError(
+            f"VarShareSAC needs {need}, but {model.device} has {free / GIB:.2f} GiB free. Make critic_width "
+            f"({model.critic_width}), actor_width ({model.actor_width}) or buffer_size ({model.buffer_size}) "
+            "smaller, or use adapter='low_rank', whose memory grows with the rank instead."
+        )
+    return need

@@ -18,7 +18,7 @@ from sb3_varshare.replay import RewardScale, TaskReplayBuffer
 from sb3_varshare.types import TaskBatch
 from sb3_varshare.varshare_sac import arguments
 from sb3_varshare.varshare_sac.entropy import initial_ent_coef, per_task, target_entropies
-from sb3_varshare.varshare_sac.memory import FLOAT_BYTES, check_fits, memory_need
+from sb3_varshare.varshare_sac.memory import checked_memory
 from sb3_varshare.varshare_sac.multi_task_algorithm import MultiTaskAlgorithm
 from sb3_varshare.varshare_sac.policies import MultiTaskPolicy
 
@@ -222,7 +222,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         self.set_random_seed(self.seed)
         self.replay_buffer_class = self.replay_buffer_class or TaskReplayBuffer
         self.replay_buffer = self.replay_buffer_class(**self._replay_arguments())  # type: ignore[assignment]
-        self._check_memory()
+        self.memory_need = checked_memory(self)
         self.policy = self._make_policy().to(self.device)
         self.reward_scale = RewardScale(self.n_tasks, self.gamma, self.v_max).to(self.device)
         self._setup_entropy()
@@ -248,20 +248,6 @@ class VarShareSAC(MultiTaskAlgorithm):
     def _make_policy(self) -> MultiTaskPolicy:
         kwargs = arguments.policy_arguments(self)
         return self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **kwargs)  # type: ignore
-
-    def _check_memory(self) -> None:
-        # Without an environment nothing is collected: the agent was loaded to act.
-        replay_counts = self.env is not None and self.replay_buffer.device.type == self.device.type
-        replay = self.n_tasks * self.replay_buffer.buffer_size * self.replay_buffer.row_size * FLOAT_BYTES
-        self.memory_need = need = memory_need(self._make_policy, replay if replay_counts else 0)
-        if self.verbose >= 1:
-            print(f"VarShareSAC takes {need}")
-        check_fits(
-            need,
-            self.device,
-            f"Make critic_width ({self.critic_width}), actor_width ({self.actor_width}) or buffer_size "
-            f"({self.buffer_size}) smaller, or use adapter='low_rank', whose memory grows with the rank instead.",
-        )
 
     def _setup_entropy(self) -> None:
         self.target_entropy_tensor = target_entropies(self.target_entropy, self.policy_action_sizes, self.device)

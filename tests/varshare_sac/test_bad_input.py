@@ -294,6 +294,8 @@ def test_the_count_is_that_of_the_parameters(tiny_agent: TinyAgent) -> None:
     target = sum(p.numel() for p in model.policy.critic_target.parameters())
     assert (need.parameters, need.networks, need.target) == (trained, 16 * trained, 4 * target)
     assert need.replay == 4 * 4_000 * model.replay_buffer.row_size
+    outputs = model.n_critics * model.batch_size * model.critic_width
+    assert need.working == 4 * (2.5 * trained + 50 * outputs)
     assert need.total == need.networks + need.target + need.working + need.replay
 
 
