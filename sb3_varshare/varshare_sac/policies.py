@@ -248,6 +248,11 @@ class MultiTaskPolicy(BasePolicy):
         groups = [group for group in groups if group["params"]]
         return self.optimizer_class(groups, lr=learning_rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
 
+    def compile_networks(self) -> None:
+        """Compile actor, critics and target in place, at their first use: names of parameters and saving stay."""
+        for network in (self.actor, self.critic.net, self.critic_target.net):
+            network.compile()
+
     def actor_input(self, observations: th.Tensor) -> th.Tensor:
         """
         What the actor reads; it sees the critics' task embedding without training it.

@@ -89,6 +89,7 @@ class VarShareSAC(MultiTaskAlgorithm):
     :param rho_lr_multiplier: of the learning rate of the residuals' spreads
     :param weight_decay: of everything but the residuals
     :param replay_device: where the replay lives; by default where the networks do
+    :param compile: compile the networks with ``torch.compile``, at their first use; for a GPU: on a CPU it did not pay
     :param preset: ``"brc"``, ``"small"`` or ``"medium"``: other defaults, see :mod:`sb3_varshare.presets`
     :param stats_window_size: episodes in the logged means
     :param tensorboard_log: folder of TensorBoard logs
@@ -158,6 +159,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         rho_lr_multiplier: float = 1.0,
         weight_decay: float = 1e-4,
         replay_device: th.device | str | None = None,
+        compile: bool = False,
         preset: str | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -209,6 +211,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         self.normalize_observations, self.mask_actions = normalize_observations, mask_actions
         self.mu_lr_multiplier, self.rho_lr_multiplier = mu_lr_multiplier, rho_lr_multiplier
         self.replay_device = None if replay_device is None else str(replay_device)
+        self.compile = compile
         self._describe_tasks(n_tasks)
         if _init_setup_model:
             self._setup_model()
@@ -224,6 +227,8 @@ class VarShareSAC(MultiTaskAlgorithm):
         self.replay_buffer = self.replay_buffer_class(**self._replay_arguments())  # type: ignore[assignment]
         self.memory_need = checked_memory(self)
         self.policy = self._make_policy().to(self.device)
+        if self.compile:
+            self.policy.compile_networks()
         self.reward_scale = RewardScale(self.n_tasks, self.gamma, self.v_max).to(self.device)
         self._setup_entropy()
         self._convert_train_freq()
