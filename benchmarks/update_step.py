@@ -61,6 +61,8 @@ class Args:
     :param buffer_size: transitions in the replay
     :param device: of networks and replay
     :param threads: of torch; by default what torch takes
+    :param matmul_precision: of products of float32, as ``torch.set_float32_matmul_precision`` takes it
+    :param compile: let every agent race against its compiled twin too
     :param seed: of the order
     :param json: print one JSON object instead of the tables
     """
@@ -89,6 +91,8 @@ class Args:
     buffer_size: int = 1_000_000
     device: str = "cpu"
     threads: int | None = None
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    compile: bool = False
     seed: int = 0
     json: bool = False
 
@@ -119,7 +123,7 @@ def variants(args: Args) -> list[Variant]:
 
 def enter(race: Race, args: Args, size: Size, variant: Variant, against: str, name: str = "") -> None:
     """
-    Add a residual to a race, or note that it does not fit.
+    Add a residual to a race, and its compiled twin where that is asked for, or note that it does not fit.
 
     :param race: gets the contender
     :param args: depths, replay and device
@@ -137,6 +141,11 @@ def enter(race: Race, args: Args, size: Size, variant: Variant, against: str, na
         race.skipped.append(f"{name}, {size}: {error}")
         return
     race.add(name, against, PlainAgent(model) if variant == PLAIN else model, size.rows, count_bytes(model))
+    if args.compile and variant != PLAIN:
+        twin = make_agent(size, variant, replay, *depths)
+        race.add(f"{name}, compiled", name, twin, size.rows, count_bytes(twin))
+        # After its operations were counted, which the counter cannot see in a compiled graph.
+        twin.policy.compile_networks()
 
 
 def race_of_adapters(args: Args, size: Size) -> Race:
@@ -283,6 +292,7 @@ def main(args: Args) -> dict[str, Any]:
     """
     if args.threads is not None:
         th.set_num_threads(args.threads)
+    th.set_float32_matmul_precision(args.matmul_precision)
     device, console, results = th.device(args.device), Console(), []
     # A line that is too long for the terminal wraps; rich would cut the numbers.
     console.width = max(console.width, 220)

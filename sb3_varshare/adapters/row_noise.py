@@ -45,7 +45,7 @@ def random_signs(size: tuple[int, ...], like: th.Tensor) -> th.Tensor:
     :param like: gives device and dtype
     """
     n = math.prod(size)
-    words = th.empty((n + 7) // 8, dtype=th.int64, device=like.device).random_()
+    words = th.randint(2**63 - 1, ((n + 7) // 8,), device=like.device)
     return words.view(th.int8)[:n].bitwise_and(2).sub_(1).to(like.dtype).view(size)
 
 

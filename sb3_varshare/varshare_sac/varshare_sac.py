@@ -89,7 +89,7 @@ class VarShareSAC(MultiTaskAlgorithm):
     :param rho_lr_multiplier: of the learning rate of the residuals' spreads
     :param weight_decay: of everything but the residuals
     :param replay_device: where the replay lives; by default where the networks do
-    :param compile: compile the networks with ``torch.compile``, at their first use; for a GPU: on a CPU it did not pay
+    :param compile: compile the networks with ``torch.compile``, at their first use, which takes a minute
     :param preset: ``"brc"``, ``"small"`` or ``"medium"``: other defaults, see :mod:`sb3_varshare.presets`
     :param stats_window_size: episodes in the logged means
     :param tensorboard_log: folder of TensorBoard logs
