@@ -44,6 +44,8 @@ TOOLS = [
     "ruff>=0.9",
     "mypy>=1.14",
     "types-psutil>=6",
+    # The report of benchmarks/grids.
+    "rliable>=1.2,<2",
 ]
 
 setup(
