@@ -1,0 +1,233 @@
+"""Which grids there are: suites, arms, seeds and steps."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from learners import BASE
+from suites import FEW, HORIZON, REWARD_FACTOR, REWARD_NOISE
+
+# To be raised whenever suites, learners or measurements change what a number means.
+PROTOCOL_VERSION = 1
+STEPS = 3_000
+# Single-task SAC needs more than the multi-task agents: what has the score 1 shall have solved its task.
+REFERENCE_STEPS = 6_000
+# Seed 0 was looked at when the base point was chosen.
+SEEDS = (1, 2, 3, 4, 5)
+CAUSES = ("identical", "conflict", "noisy", "scaled", "few", "all")
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    One contender of a grid.
+
+    :param name: as it stands in tables
+    :param learner: one of :data:`learners.LEARNERS`
+    :param changes: of the base point
+    :param factor: what is varied; empty for the base and in comparisons
+    :param level: of the factor
+    """
+
+    name: str
+    learner: str = "varshare_sac"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    factor: str = ""
+    level: str = ""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """
+    :param points: evaluations, evenly spaced, the last one at the end
+    :param episodes: of each task at each of them
+    :param final_episodes: of each task at the end
+    """
+
+    points: int = 10
+    episodes: int = 5
+    final_episodes: int = 10
+
+    @property
+    def protocol(self) -> str:
+        """What must be equal for two rows to stand in one table."""
+        return (
+            f"grids {PROTOCOL_VERSION}: horizon {HORIZON}, noise {REWARD_NOISE:g}, factor {REWARD_FACTOR:g}, "
+            f"one step in {FEW}; {self.points} evaluations of {self.episodes} episodes, {self.final_episodes} last"
+        )
+
+
+@dataclass(frozen=True)
+class Unit:
+    """
+    One piece of work: one arm on one suite with one seed.
+
+    :param grid: its name
+    :param suite: its name
+    :param arm: the contender
+    :param seed: of everything
+    :param steps: environment steps per task
+    :param base: the base point
+    :param measurement: how it is evaluated
+    """
+
+    grid: str
+    suite: str
+    arm: Arm
+    seed: int
+    steps: int
+    base: Mapping[str, Any]
+    measurement: Measurement
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The base point with this arm's changes."""
+        return {**self.base, **self.arm.changes}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The columns that a file must have to be this unit's."""
+        base = json.dumps({**self.base}, sort_keys=True)
+        return {
+            "grid": self.grid,
+            "suite": self.suite,
+            "agent": self.arm.name,
+            "learner": self.arm.learner,
+            "factor": self.arm.factor,
+            "level": self.arm.level,
+            "settings": json.dumps({**self.arm.changes}, sort_keys=True),
+            "base": hashlib.sha256(base.encode()).hexdigest()[:8],
+            "protocol": self.measurement.protocol,
+            "seed": self.seed,
+            "steps": self.steps,
+        }
+
+    @property
+    def path(self) -> Path:
+        """Of its file, below the output folder."""
+        return Path(self.grid) / self.suite / f"{self.arm.name}_{self.steps}_seed{self.seed}.csv"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """
+    :param name: of the grid
+    :param question: that its tables answer
+    :param suites: names
+    :param arms: contenders, each on every suite; the first one is what the others are compared with
+    :param steps: environment steps per task; several where that is what is varied
+    :param seeds: of each arm
+    :param reference_steps: of the single-task agents that have the score 1
+    :param base: the base point
+    :param measurement: how units are evaluated
+    """
+
+    name: str
+    question: str
+    suites: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    steps: tuple[int, ...] = (STEPS,)
+    seeds: tuple[int, ...] = SEEDS
+    reference_steps: int = REFERENCE_STEPS
+    base: Mapping[str, Any] = field(default_factory=lambda: dict(BASE))
+    measurement: Measurement = field(default_factory=Measurement)
+
+    def units(self) -> list[Unit]:
+        """All of its work, the reference first, seed by seed: an unfinished grid has whole seeds."""
+        units = []
+        for seed in self.seeds:
+            wanted = [(REFERENCE, arm, self.reference_steps) for arm in REFERENCE_ARMS]
+            wanted += list(itertools.product(self.suites, self.arms, self.steps))
+            units += [
+                Unit(self.name, suite, arm, seed, steps, self.base, self.measurement) for suite, arm, steps in wanted
+            ]
+        return units
+
+
+def factor_arms(factors: Mapping[str, Mapping[str, Mapping[str, Any]]], base: Mapping[str, Any]) -> tuple[Arm, ...]:
+    """
+    The base, and an arm for each level that is not the base's own.
+
+    :param factors: factor -> level -> changes
+    :param base: the base point
+    """
+    arms = [Arm("base")]
+    for factor, levels in factors.items():
+        for level, changes in levels.items():
+            if any(base[name] != value for name, value in changes.items()):
+                arms.append(Arm(f"{factor}={level}", changes=changes, factor=factor, level=level))
+    return tuple(arms)
+
+
+def _levels(name: str, *values: Any) -> dict[str, dict[str, Any]]:
+    return {str(value): {name: value} for value in values}
+
+
+FACTORS: dict[str, dict[str, dict[str, Any]]] = {
+    "kl_scale": _levels("kl_scale", "data", "constant"),
+    "beta": _levels("beta", 0.01, 0.05, 0.1, 1.0),
+    "beta_warmup": _levels("beta_warmup", 0.0, 0.1, 0.3),
+    "sigma_structure": _levels("sigma_structure", "full", "tied", "fixed"),
+    "estimator": _levels("estimator", "local_reparameterization", "flipout", "shared_noise", "mean"),
+    "sigma_prior": _levels("sigma_prior", 0.03, 0.1, 0.2, 0.3, 0.5),
+    "recenter_every": {**_levels("recenter_every", 1, 10), "never": {"recenter_every": 0}},
+    "residuals": {
+        "both": {"actor_residuals": True, "critic_residuals": True},
+        "actor": {"actor_residuals": True, "critic_residuals": False},
+        "critic": {"actor_residuals": False, "critic_residuals": True},
+    },
+    "mu_lr_multiplier": _levels("mu_lr_multiplier", 0.1, 0.3, 1.0),
+    "initial_return_std": _levels("initial_return_std", 0.5, None),
+    "learning_rate": _levels("learning_rate", 3e-4, 1e-3),
+    "share_ent_coef": _levels("share_ent_coef", False, True),
+}
+
+REFERENCE_ARMS = (Arm("random", "random"), Arm("single", "single"))
+COMPARED = (
+    Arm("varshare-tied"),
+    Arm("varshare-full", changes={"sigma_structure": "full"}),
+    Arm("varshare-fixed", changes={"sigma_structure": "fixed"}),
+    Arm("l2", changes={"adapter": "deterministic"}),
+    # What the preset `brc` has besides sizes, learning rate and gradient steps, which are those of all here.
+    Arm(
+        "brc",
+        changes={
+            "adapter": "embedding",
+            "initial_return_std": None,
+            "share_ent_coef": True,
+            "mask_actions": False,
+        },
+    ),
+    Arm("sac", "sac"),
+    Arm("one-hot", changes={"adapter": "none", "task_input": "one_hot"}),
+    Arm("shared", changes={"adapter": "none"}),
+    Arm("independent", changes={"adapter": "independent"}),
+)
+_TINY = {**BASE, "batch_size": 4, "actor_width": 8, "critic_width": 8, "n_atoms": 11}
+
+GRIDS = {
+    grid.name: grid
+    for grid in (
+        Grid("defaults", "Which settings?", ("all",), factor_arms(FACTORS, BASE)),
+        Grid("comparison", "Which method?", CAUSES, COMPARED),
+        Grid("data", "Which method, with half and twice the data?", ("all",), COMPARED, (STEPS // 2, 2 * STEPS)),
+        Grid(
+            "smoke",
+            "Does the machinery run?",
+            ("conflict",),
+            (Arm("base"), Arm("beta=1.0", changes={"beta": 1.0}, factor="beta", level="1.0")),
+            steps=(240,),
+            seeds=(0, 1),
+            reference_steps=240,
+            base=_TINY,
+            measurement=Measurement(points=2, episodes=1, final_episodes=2),
+        ),
+    )
+}

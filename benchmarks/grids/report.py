@@ -1,0 +1,226 @@
+"""
+Make every table and figure from the committed results.
+
+    python benchmarks/grids/report.py
+
+Tables are Markdown files. A page that has the lines ``<!-- table: NAME -->`` and ``<!-- end of table -->`` gets what
+lies between them replaced by the table of that name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import tyro
+from declaration import FACTORS, GRIDS
+from figures import draw_curves, draw_intervals
+from learners import BASE
+from scores import iqm, iqm_difference, score_matrix, with_scores
+from store import read
+from unit import REPOSITORY
+
+FOLDER = REPOSITORY / "benchmarks" / "grids" / "results"
+Tables = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Args:
+    """
+    Where things lie.
+
+    :param results: folder of the grids' tables, as ``run.py --collect`` writes them
+    :param tables: folder for the Markdown files
+    :param figures: folder for the figures
+    :param page: filled where it has marks; need not exist
+    """
+
+    results: Path = FOLDER
+    tables: Path = FOLDER / "tables"
+    figures: Path = REPOSITORY / "docs" / "figures" / "grids"
+    page: Path = REPOSITORY / "docs" / "results.md"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """
+    :param table: of texts
+    :return: the same as a Markdown table
+    """
+    lines = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
+    return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
+
+
+def ordered_contenders(rows: pd.DataFrame) -> list[str]:
+    """
+    :param rows: of one suite
+    :return: contenders by their steps and, among equals, in the order of the grid's declaration
+    """
+    places = {arm.name: place for place, arm in enumerate(GRIDS[rows["grid"].iloc[0]].arms)}
+    found = rows[["agent", "steps", "contender"]].drop_duplicates()
+    found = found.assign(place=found["agent"].map(places)).sort_values(["steps", "place"])
+    return [str(name) for name in found["contender"]]
+
+
+def score_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """
+    A row per contender: IQM, difference to the first one of the same steps, mean, worst seed, worst run of a task.
+
+    :param rows: of one suite at the end
+    """
+    first = GRIDS[rows["grid"].iloc[0]].arms[0].name
+    table = []
+    for contender in ordered_contenders(rows):
+        own = rows[rows["contender"] == contender]
+        matrix = score_matrix(own)
+        base = rows[(rows["agent"] == first) & (rows["steps"] == own["steps"].iloc[0])]
+        is_first = own["agent"].iloc[0] == first
+        difference = "" if is_first or base.empty else str(iqm_difference(matrix, score_matrix(base)))
+        diverged = own[own["status"] == "diverged"]["seed"].nunique()
+        table.append(
+            {
+                "": contender,
+                "IQM of scores": str(iqm(matrix)),
+                f"minus {first}": difference,
+                "mean": f"{matrix.mean():.2f}",
+                "worst seed": f"{matrix.mean(1).min():.2f}",
+                "worst task and seed": f"{matrix.min():.2f}",
+                "seeds": f"{len(matrix)}" + (f", {diverged} diverged" if diverged else ""),
+                "seconds": f"{own['seconds'].mean():.0f}",
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def factor_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """
+    The same by factor: every level in order, the base's own too.
+
+    :param rows: of one suite at the end
+    """
+    table = score_table(rows).set_index("")
+    found = []
+    for factor in dict.fromkeys(rows["factor"].loc[rows["factor"] != ""]):
+        for level, changes in FACTORS[factor].items():
+            is_base = all(BASE[name] == value for name, value in changes.items())
+            name = "base" if is_base else f"{factor}={level}"
+            if name in table.index:
+                text = f"{level} (base)" if is_base else level
+                found.append({"factor": f"`{factor}`", "level": text, **table.loc[name]})
+    return pd.DataFrame(found)
+
+
+def task_table(rows: pd.DataFrame, column: str, digits: int, worst: bool = False) -> pd.DataFrame:
+    """
+    A row per contender and a column per task: mean over seeds.
+
+    :param rows: of one suite at one step
+    :param column: which number
+    :param digits: behind the point
+    :param worst: put the lowest of the seeds behind it
+    """
+    tasks = list(dict.fromkeys(rows["task"]))
+    groups = rows.groupby(["contender", "task"])[column]
+    means, lows = groups.mean(), groups.min()
+    table = []
+    for contender in ordered_contenders(rows):
+        if means[contender].notna().any():
+            cells = {}
+            for task in tasks:
+                low = f" ({lows[contender, task]:.{digits}f})" if worst else ""
+                cells[f"`{task}`"] = f"{means[contender, task]:,.{digits}f}{low}"
+            table.append({"": contender, **cells})
+    return pd.DataFrame(table)
+
+
+def separation_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """
+    A row per contender: distance of the two tasks' mean actions, for each pair, at the first evaluation and at the end.
+
+    :param rows: of one suite
+    """
+    table = []
+    for contender in ordered_contenders(rows):
+        own = rows[rows["contender"] == contender]
+        cells = {"": contender}
+        for column in ("distance_conflicting", "distance_identical"):
+            means = own.groupby("step")[column].mean().dropna()
+            if len(means):
+                name = column.removeprefix("distance_")
+                share = 100 * means.index[0] / own["steps"].iloc[0]
+                cells |= {
+                    f"{name}, after {share:.0f} %": f"{means.iloc[0]:.2f}",
+                    f"{name}, end": f"{means.iloc[-1]:.2f}",
+                }
+        if len(cells) > 1:
+            table.append(cells)
+    return pd.DataFrame(table).fillna("")
+
+
+def suite_tables(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """
+    :param rows: of one suite, from :func:`scores.with_scores`
+    :return: kind and table
+    """
+    ends = rows[rows["step"] == rows["steps"]]
+    yield "scores", factor_table(ends) if (ends["factor"] != "").any() else score_table(ends)
+    yield "tasks", task_table(ends, "score", 2, worst=True)
+    yield "base", task_table(ends, "base_score", 2, worst=True)
+    yield "kl_actor", task_table(ends, "kl_actor", 0)
+    yield "kl_critic", task_table(ends, "kl_critic", 0)
+    yield "separation", separation_table(rows)
+
+
+def grid_tables(rows: pd.DataFrame) -> Tables:
+    """
+    :param rows: of one grid, from :func:`scores.with_scores`
+    :return: name -> Markdown
+    """
+    return {
+        f"{rows['grid'].iloc[0]}_{suite}_{kind}": markdown(table)
+        for suite, own in rows.groupby("suite", sort=False)
+        for kind, table in suite_tables(own)
+        if len(table)
+    }
+
+
+def fill(page: str, tables: Tables) -> str:
+    """
+    :param page: text with marks
+    :param tables: name -> Markdown
+    :return: the text with the tables between their marks
+    :raises ValueError: a mark names a table that there is not
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        if match[2] not in tables:
+            raise ValueError(f"Expected the name of a table in the page's mark, got {match[2]!r} of {sorted(tables)}.")
+        return f"{match[1]}\n\n{tables[match[2]]}\n{match[3]}"
+
+    return re.sub(r"(<!-- table: (\S+) -->)\n.*?(<!-- end of table -->)", replaced, page, flags=re.DOTALL)
+
+
+def main(args: Args) -> None:
+    """
+    :param args: where things lie
+    """
+    tables: Tables = {}
+    for folder in (args.tables, args.figures):
+        folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(args.results.glob("*.csv")):
+        rows = with_scores(read(path))
+        tables |= grid_tables(rows)
+        for suite, own in rows.groupby("suite", sort=False):
+            draw = draw_intervals if (own["factor"] != "").any() else draw_curves
+            draw(own, ordered_contenders(own), args.figures / f"{path.stem}_{suite}.svg")
+    for name, text in tables.items():
+        (args.tables / f"{name}.md").write_text(text, encoding="utf-8")
+    if args.page.exists():
+        args.page.write_text(fill(args.page.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    print(f"{len(tables)} tables in {args.tables}, figures in {args.figures}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

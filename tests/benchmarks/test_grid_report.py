@@ -1,0 +1,105 @@
+"""Scores, their estimates and the tables say what can be worked out by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import report
+from rliable import metrics  # type: ignore[import-untyped]
+from scores import iqm, iqm_difference, score_matrix, with_scores
+from unit import COLUMNS
+
+COMMON = {"grid": "comparison", "protocol": "p", "base": "b", "factor": "", "steps": 100, "step": 100}
+
+
+def make_rows() -> pd.DataFrame:
+    """Two contenders, two seeds, two tasks; random has -1,000 and single -200, the mean of -300 and -100."""
+    rows: list[dict[str, Any]] = [
+        {"suite": "reference", "agent": agent, "seed": seed, "task": task, "reference": task, "mean_return": value}
+        for agent, values in {"random": (-1_100, -900), "single": (-300, -100)}.items()
+        for seed, value in enumerate(values)
+        for task in ("forward", "reversed")
+    ]
+    returns: dict[str, list[list[float]]] = {
+        "varshare": [[-200, -600], [-400, -600]],
+        "sac": [[-1_000, -600], [-1_400, np.nan]],
+    }
+    rows += [
+        {"suite": "all", "agent": agent, "seed": seed, "task": task, "reference": reference, "mean_return": value}
+        for agent, seeds in returns.items()
+        for seed, values in enumerate(seeds)
+        for (task, reference), value in zip((("noisy", "forward"), ("reversed", "reversed")), values, strict=True)
+    ]
+    table = pd.DataFrame([{**COMMON, **row, "status": "finished"} for row in rows], columns=list(COLUMNS))
+    table.loc[table["mean_return"].isna(), "status"] = "diverged"
+    return table.assign(seconds=10.0)
+
+
+def test_scores_lie_between_the_random_policy_and_single_task_sac() -> None:
+    rows = with_scores(make_rows())
+    assert score_matrix(rows[rows["agent"] == "varshare"]).tolist() == [[1.0, 0.5], [0.75, 0.5]]
+    # A diverged run counts as the random policy.
+    assert score_matrix(rows[rows["agent"] == "sac"]).tolist() == [[0.0, 0.5], [-0.5, 0.0]]
+
+
+def test_rows_without_a_reference_or_of_two_protocols_are_refused() -> None:
+    rows = make_rows()
+    with pytest.raises(ValueError, match="single"):
+        with_scores(rows[rows["agent"] != "single"])
+    with pytest.raises(ValueError, match="one protocol"):
+        with_scores(rows.assign(protocol=["p"] * (len(rows) - 1) + ["q"]))
+
+
+def test_the_interquartile_mean_is_that_of_the_middle_half() -> None:
+    matrix = np.array([[0.0, 100.0], [2.0, 3.0], [4.0, 5.0], [-50.0, 7.0]])
+    # Sorted: -50, 0 | 2, 3, 4, 5 | 7, 100.
+    estimate = iqm(matrix)
+    assert estimate.value == 3.5 == metrics.aggregate_iqm(matrix)
+    assert estimate.low <= estimate.value <= estimate.high
+    assert iqm(matrix) == estimate
+
+
+def test_equal_runs_have_an_interval_without_width() -> None:
+    matrix = np.full((5, 6), 0.75)
+    assert iqm(matrix) == (0.75, 0.75, 0.75)
+    assert iqm_difference(matrix, matrix - 0.5) == (0.5, 0.5, 0.5)
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert str(iqm(np.array([[0.5, 0.5]]))) == "0.50"
+    assert str(iqm_difference(np.ones((1, 2)), np.zeros((5, 2)))) == "1.00"
+
+
+def test_a_table_says_the_numbers() -> None:
+    table = report.score_table(with_scores(make_rows())).set_index("").to_dict("index")
+    assert list(table) == ["varshare", "sac"]
+    varshare, sac = table["varshare"], table["sac"]
+    assert varshare["IQM of scores"].startswith("0.62 (")
+    assert varshare["minus varshare"] == ""
+    # Middle halves: (0.5 + 0.75) / 2 and 0.
+    assert sac["minus varshare"].startswith("-0.62 (")
+    assert [sac[name] for name in ("mean", "worst seed", "worst task and seed")] == ["0.00", "-0.25", "-0.50"]
+    assert sac["seeds"] == "2, 1 diverged"
+
+
+def test_a_page_is_filled_between_its_marks() -> None:
+    page = "before\n<!-- table: a -->\nold\n<!-- end of table -->\nafter\n"
+    filled = report.fill(page, {"a": "| new |\n"})
+    assert filled == "before\n<!-- table: a -->\n\n| new |\n\n<!-- end of table -->\nafter\n"
+    assert report.fill(filled, {"a": "| new |\n"}) == filled
+    with pytest.raises(ValueError, match="'a'"):
+        report.fill(page, {})
+
+
+def test_the_report_repeats_itself(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    make_rows().to_csv(tmp_path / "results" / "comparison.csv", index=False)
+    made = []
+    for name in ("one", "two"):
+        args = report.Args(tmp_path / "results", tmp_path / name, tmp_path / name, tmp_path / "no_page.md")
+        report.main(args)
+        made.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert made[0] == made[1]
+    assert {"comparison_all_scores.md", "comparison_all_tasks.md", "comparison_all.svg"} <= set(made[0])
