@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -97,15 +96,15 @@ def _interval(
     matrices = [scores] if isinstance(scores, np.ndarray) else scores
     if min(len(matrix) for matrix in matrices) < 2:
         return Interval(float(function(*matrices)), np.nan, np.nan)
-    # A generator of its own for each estimate: none depends on which others are made.
-    with warnings.catch_warnings():
-        # rliable 1.2 hands its generator to arch in a way that arch 7 is going to drop.
-        warnings.filterwarnings("ignore", "random_state is deprecated", FutureWarning)
+    # rliable 1.2 draws from numpy's global generator, whatever random state it is given. With one state before each
+    # estimate, none depends on which others are made.
+    state = np.random.get_state()
+    np.random.seed(SEED)
+    try:
         points, intervals = library.get_interval_estimates(
-            {"": scores},
-            lambda *matrices: np.array([function(*matrices)]),
-            reps=repetitions,
-            random_state=np.random.RandomState(SEED),
+            {"": scores}, lambda *matrices: np.array([function(*matrices)]), reps=repetitions
         )
+    finally:
+        np.random.set_state(state)
     low, high = np.ravel(intervals[""])
     return Interval(float(points[""][0]), float(low), float(high))

@@ -23,7 +23,7 @@ def make_rows() -> pd.DataFrame:
         for task in ("forward", "reversed")
     ]
     returns: dict[str, list[list[float]]] = {
-        "varshare": [[-200, -600], [-400, -600]],
+        "varshare-tied": [[-200, -600], [-400, -600]],
         "sac": [[-1_000, -600], [-1_400, np.nan]],
     }
     rows += [
@@ -39,7 +39,7 @@ def make_rows() -> pd.DataFrame:
 
 def test_scores_lie_between_the_random_policy_and_single_task_sac() -> None:
     rows = with_scores(make_rows())
-    assert score_matrix(rows[rows["agent"] == "varshare"]).tolist() == [[1.0, 0.5], [0.75, 0.5]]
+    assert score_matrix(rows[rows["agent"] == "varshare-tied"]).tolist() == [[1.0, 0.5], [0.75, 0.5]]
     # A diverged run counts as the random policy.
     assert score_matrix(rows[rows["agent"] == "sac"]).tolist() == [[0.0, 0.5], [-0.5, 0.0]]
 
@@ -74,12 +74,12 @@ def test_one_seed_has_no_interval() -> None:
 
 def test_a_table_says_the_numbers() -> None:
     table = report.score_table(with_scores(make_rows())).set_index("").to_dict("index")
-    assert list(table) == ["varshare", "sac"]
-    varshare, sac = table["varshare"], table["sac"]
+    assert list(table) == ["varshare-tied", "sac"]
+    varshare, sac = table["varshare-tied"], table["sac"]
     assert varshare["IQM of scores"].startswith("0.62 (")
-    assert varshare["minus varshare"] == ""
+    assert varshare["minus varshare-tied"] == ""
     # Middle halves: (0.5 + 0.75) / 2 and 0.
-    assert sac["minus varshare"].startswith("-0.62 (")
+    assert sac["minus varshare-tied"].startswith("-0.62 (")
     assert [sac[name] for name in ("mean", "worst seed", "worst task and seed")] == ["0.00", "-0.25", "-0.50"]
     assert sac["seeds"] == "2, 1 diverged"
 
