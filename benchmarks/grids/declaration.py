@@ -187,6 +187,9 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "initial_return_std": _levels("initial_return_std", 0.5, None),
     "learning_rate": _levels("learning_rate", 3e-4, 1e-3),
     "share_ent_coef": _levels("share_ent_coef", False, True),
+    # Not asked for, but what the base point differs in from the agent's defaults.
+    "ent_coef": _levels("ent_coef", "auto_0.1", "auto_0.01", "auto_0.003"),
+    "tau": _levels("tau", 0.005, 0.02),
 }
 
 REFERENCE_ARMS = (Arm("random", "random"), Arm("single", "single"))
