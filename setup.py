@@ -77,6 +77,6 @@ setup(
         "video": VIDEO,
         "mjlab": MJLAB,
         "docs": DOCS,
-        "dev": METAWORLD + DM_CONTROL + EXAMPLES + VIDEO + DOCS + TOOLS,
+        "dev": METAWORLD + DM_CONTROL + ZOO + EXAMPLES + VIDEO + DOCS + TOOLS,
     },
 )
