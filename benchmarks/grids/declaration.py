@@ -187,7 +187,9 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "initial_return_std": _levels("initial_return_std", 0.5, None),
     "learning_rate": _levels("learning_rate", 3e-4, 1e-3),
     "share_ent_coef": _levels("share_ent_coef", False, True),
-    # Not asked for, but what the base point differs in from the agent's defaults.
+    # Not asked for: what could keep a learned sigma from shrinking, and where the base point differs from the agent's
+    # own defaults.
+    "rho_lr_multiplier": _levels("rho_lr_multiplier", 0.1, 0.3, 1.0),
     "ent_coef": _levels("ent_coef", "auto_0.1", "auto_0.01", "auto_0.003"),
     "tau": _levels("tau", 0.005, 0.02),
 }
@@ -197,7 +199,11 @@ COMPARED = (
     Arm("varshare-tied"),
     Arm("varshare-full", changes={"sigma_structure": "full"}),
     Arm("varshare-fixed", changes={"sigma_structure": "fixed"}),
+    Arm("varshare-fixed, beta=0.03", changes={"sigma_structure": "fixed", "beta": 0.03}),
     Arm("l2", changes={"adapter": "deterministic"}),
+    # Without noise another weight may be the better one.
+    Arm("l2, beta=0.03", changes={"adapter": "deterministic", "beta": 0.03}),
+    Arm("l2, beta=0.1", changes={"adapter": "deterministic", "beta": 0.1}),
     # What the preset `brc` has besides sizes, learning rate and gradient steps, which are those of all here.
     Arm(
         "brc",
@@ -208,6 +214,8 @@ COMPARED = (
             "mask_actions": False,
         },
     ),
+    # BRC's task input alone: its random head needs more steps than there are here, with any adapter.
+    Arm("embedding", changes={"adapter": "embedding"}),
     Arm("sac", "sac"),
     Arm("one-hot", changes={"adapter": "none", "task_input": "one_hot"}),
     Arm("shared", changes={"adapter": "none"}),
