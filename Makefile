@@ -33,7 +33,7 @@ SOURCES := sb3_varshare tests examples benchmarks docs/conf.py setup.py
 PRESENT = $(wildcard $(SOURCES))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check lint format docs bench clean
+.PHONY: help train test test-postgres check lint format docs bench clean
 
 help:  ## print this list
 	@echo "make <target> [VARIABLE=value ...]"; echo
@@ -53,6 +53,9 @@ train: $(STAMP)  ## train one agent on SUITE and print a table per task
 
 test: $(STAMP)  ## run the tests
 	$(PY) -m pytest $(PYTEST_FLAGS)
+
+test-postgres: $(STAMP)  ## run the test of tuning with many workers on a PostgreSQL server of its own
+	tests/tuning/with_postgres.sh $(PY) -m pytest -n 0 -k postgres tests/tuning/test_workers.py
 
 lint: $(STAMP)  ## formatting, ruff and mypy, without the tests
 	$(PY) -m ruff format --check $(PRESENT)

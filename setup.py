@@ -24,6 +24,9 @@ ZOO = [
     "pandas>=2.2,<3",
     "optuna>=4.9,<6",
     "seaborn",
+    # The command of sb3_varshare.tuning, and its plots.
+    "tyro>=0.9",
+    "matplotlib>=3.8",
 ]
 EXAMPLES = [
     "tyro>=0.9",
@@ -33,6 +36,8 @@ EXAMPLES = [
     "tensorboard>=2.21",
 ]
 VIDEO = ["imageio[ffmpeg]>=2.34", "pillow>=10.1", "tyro>=0.9"]
+# The driver of the database that workers on several machines share. Its binary build needs no libpq.
+POSTGRES = ["psycopg[binary]>=3.2,<4"]
 # Needs an environment of its own: it asks for a newer MuJoCo than Meta-World pins.
 MJLAB = ["mjlab>=1.6,<2"]
 DOCS = ["sphinx>=8", "furo>=2024.8", "myst-parser>=4"]
@@ -75,8 +80,9 @@ setup(
         "zoo": ZOO,
         "examples": EXAMPLES,
         "video": VIDEO,
+        "postgres": POSTGRES,
         "mjlab": MJLAB,
         "docs": DOCS,
-        "dev": METAWORLD + DM_CONTROL + ZOO + EXAMPLES + VIDEO + DOCS + TOOLS,
+        "dev": METAWORLD + DM_CONTROL + ZOO + EXAMPLES + VIDEO + POSTGRES + DOCS + TOOLS,
     },
 )

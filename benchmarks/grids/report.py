@@ -19,7 +19,7 @@ import tyro
 from declaration import FACTORS, GRIDS
 from figures import draw_curves, draw_intervals
 from learners import BASE
-from scores import iqm, iqm_difference, score_matrix, with_scores
+from scores import iqm, iqm_difference, mean, score_matrix, with_scores
 from store import read
 from unit import REPOSITORY
 
@@ -112,25 +112,21 @@ def factor_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def task_table(rows: pd.DataFrame, column: str, digits: int, worst: bool = False) -> pd.DataFrame:
+def task_table(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """
-    A row per contender and a column per task: mean over seeds.
+    A row per contender and a column per task: mean over seeds, of scores with its interval.
 
     :param rows: of one suite at one step
     :param column: which number
-    :param digits: behind the point
-    :param worst: put the lowest of the seeds behind it
     """
     tasks = list(dict.fromkeys(rows["task"]))
-    groups = rows.groupby(["contender", "task"])[column]
-    means, lows = groups.mean(), groups.min()
+    values = rows.pivot_table(column, "seed", ["contender", "task"])
+    is_score = column.endswith("score")
     table = []
     for contender in ordered_contenders(rows):
-        if means[contender].notna().any():
-            cells = {}
-            for task in tasks:
-                low = f" ({lows[contender, task]:.{digits}f})" if worst else ""
-                cells[f"`{task}`"] = f"{means[contender, task]:,.{digits}f}{low}"
+        if contender in values:
+            own = values[contender]
+            cells = {f"`{t}`": str(mean(own[[t]].to_numpy())) if is_score else f"{own[t].mean():,.0f}" for t in tasks}
             table.append({"": contender, **cells})
     return pd.DataFrame(table)
 
@@ -166,10 +162,10 @@ def suite_tables(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """
     ends = rows[rows["step"] == rows["steps"]]
     yield "scores", factor_table(ends) if (ends["factor"] != "").any() else score_table(ends)
-    yield "tasks", task_table(ends, "score", 2, worst=True)
-    yield "base", task_table(ends, "base_score", 2, worst=True)
-    yield "kl_actor", task_table(ends, "kl_actor", 0)
-    yield "kl_critic", task_table(ends, "kl_critic", 0)
+    yield "tasks", task_table(ends, "score")
+    yield "base", task_table(ends, "base_score")
+    yield "kl_actor", task_table(ends, "kl_actor")
+    yield "kl_critic", task_table(ends, "kl_critic")
     yield "separation", separation_table(rows)
 
 

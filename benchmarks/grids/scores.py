@@ -80,6 +80,15 @@ def iqm(matrix: np.ndarray, repetitions: int = REPETITIONS) -> Interval:
     return _interval(matrix, metrics.aggregate_iqm, repetitions)
 
 
+def mean(matrix: np.ndarray) -> Interval:
+    """
+    Mean over seeds and tasks, with the bootstrap of :func:`iqm`: for one task, of which the IQM would drop half.
+
+    :param matrix: (seeds, tasks)
+    """
+    return _interval(matrix, metrics.aggregate_mean)
+
+
 def iqm_difference(matrix: np.ndarray, base: np.ndarray) -> Interval:
     """
     Difference of two interquartile means, with a bootstrap of both.

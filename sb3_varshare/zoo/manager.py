@@ -81,6 +81,8 @@ class MultiTaskExperimentManager(ExperimentManager):
         super().__init__(args, algo, env_id, *positional, **{**keywords, "config": config})
         self.n_tasks = 1
         self.space = SearchSpace.of()
+        # What the file and the command say, as a run saves it.
+        self.entry: dict[str, Any] = {}
 
     # Hyper-parameters
 
@@ -94,6 +96,7 @@ class MultiTaskExperimentManager(ExperimentManager):
             trial = self.load_trial(self.storage, self.study_name, 0)
             self.custom_hyperparams = {**trial, **(self.custom_hyperparams or {})}
         hyperparams, saved = super().read_hyperparameters()
+        self.entry = copy.deepcopy(dict(saved))
         check_keys(hyperparams, self.algo, ALGOS[self.algo])
         self._check_timesteps(hyperparams)
         if self.is_suite:
@@ -246,6 +249,25 @@ class MultiTaskExperimentManager(ExperimentManager):
                     callback.eval_env.close()
 
     # Tuning
+
+    def make_agent(self, arguments: dict[str, Any], seed: int) -> BaseAlgorithm:
+        """
+        An agent with envs of its own, after :meth:`setup_experiment` of a search.
+
+        :param arguments: of the agent, in the place of those in the file
+        :param seed: of the agent and its envs, and of the evaluation envs that are created next
+        :return: the agent; who asked for it closes its envs
+        """
+        # SB3 writes into the dictionaries that it is given.
+        hyperparams = {**copy.deepcopy(self._hyperparams), **arguments}
+        self.seed = seed
+        env = self.create_envs(self.n_envs, no_log=True)
+        try:
+            agent: BaseAlgorithm = ALGOS[self.algo](env=env, seed=seed, device=self.device, **hyperparams)
+        except BaseException:
+            env.close()
+            raise
+        return agent
 
     def _create_sampler(self, sampler_method: str) -> BaseSampler:
         if sampler_method == "auto":

@@ -103,3 +103,9 @@ def test_the_report_repeats_itself(tmp_path: Path) -> None:
         made.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert made[0] == made[1]
     assert {"comparison_all_scores.md", "comparison_all_tasks.md", "comparison_all.svg"} <= set(made[0])
+
+
+def test_a_task_has_the_mean_of_its_seeds() -> None:
+    table = report.task_table(with_scores(make_rows()), "score").set_index("")
+    assert table.loc["varshare-tied", "`noisy`"].startswith("0.88 (0.75 to 1.00)")
+    assert table.loc["sac", "`reversed`"].startswith("0.25 (0.00 to 0.50)")
