@@ -22,7 +22,7 @@ ZOO = [
     "rl_zoo3>=2.9.2,<3",
     "sb3-contrib>=2.9,<3",
     "pandas>=2.2,<3",
-    "optuna>=4.9,<6",
+    "optuna>=5,<6",
     "seaborn",
     # The command of sb3_varshare.tuning, and its plots.
     "tyro>=0.9",

@@ -24,6 +24,8 @@ from store import read
 from unit import REPOSITORY
 
 FOLDER = REPOSITORY / "benchmarks" / "grids" / "results"
+# Two tasks act differently: of two solved ones that need opposite actions the distance is about 1.5.
+APART = 1.0
 Tables = dict[str, str]
 
 
@@ -125,7 +127,8 @@ def task_table(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     table = []
     for contender in ordered_contenders(rows):
         if contender in values:
-            own = values[contender]
+            # Of an unfinished grid a contender may have fewer seeds than others.
+            own = values[contender].dropna()
             cells = {f"`{t}`": str(mean(own[[t]].to_numpy())) if is_score else f"{own[t].mean():,.0f}" for t in tasks}
             table.append({"": contender, **cells})
     return pd.DataFrame(table)
@@ -133,23 +136,27 @@ def task_table(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def separation_table(rows: pd.DataFrame) -> pd.DataFrame:
     """
-    A row per contender: distance of the two tasks' mean actions, for each pair, at the first evaluation and at the end.
+    A row per contender: distance of the two tasks' mean actions, for each pair, at the first evaluation and at the end,
+    and the share of the training after which that of the conflicting pair exceeded 1 for the first time.
 
     :param rows: of one suite
     """
     table = []
     for contender in ordered_contenders(rows):
         own = rows[rows["contender"] == contender]
+        total = own["steps"].iloc[0]
         cells = {"": contender}
         for column in ("distance_conflicting", "distance_identical"):
             means = own.groupby("step")[column].mean().dropna()
             if len(means):
                 name = column.removeprefix("distance_")
-                share = 100 * means.index[0] / own["steps"].iloc[0]
                 cells |= {
-                    f"{name}, after {share:.0f} %": f"{means.iloc[0]:.2f}",
+                    f"{name}, after {means.index[0] / total:.0%}": f"{means.iloc[0]:.2f}",
                     f"{name}, end": f"{means.iloc[-1]:.2f}",
                 }
+                if column == "distance_conflicting":
+                    apart = means.index[means > APART]
+                    cells[f"above {APART:g} after"] = f"{apart[0] / total:.0%}" if len(apart) else "never"
         if len(cells) > 1:
             table.append(cells)
     return pd.DataFrame(table).fillna("")
