@@ -37,7 +37,7 @@ PRESENT = $(wildcard $(SOURCES))
 
 help:  ## print this list
 	@echo "make <target> [VARIABLE=value ...]"; echo
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 	@echo; echo "train takes SUITE ($(SUITE)), STEPS, ADAPTER, SEED, PRESET, WIDTH, LOG_DIR, ARGS; all targets take VENV ($(VENV)) and PYTHON."
 
 $(STAMP): setup.py constraints.txt

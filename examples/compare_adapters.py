@@ -140,7 +140,7 @@ def play_randomly(env: MultiTaskVecEnv, seed: int, args: Args) -> TaskEvaluation
 
 AGENTS: dict[str, Callable[[MultiTaskVecEnv, int, Args], TaskEvaluation]] = {
     "varshare": partial(train_jointly, varshare),
-    "varshare_tied": partial(train_jointly, partial(varshare, sigma_structure="tied")),
+    "varshare_full": partial(train_jointly, partial(varshare, sigma_structure="full")),
     "varshare_fixed": partial(train_jointly, partial(varshare, sigma_structure="fixed")),
     "low_rank": partial(train_jointly, partial(varshare, adapter="low_rank")),
     "deterministic": partial(train_jointly, partial(varshare, adapter="deterministic")),

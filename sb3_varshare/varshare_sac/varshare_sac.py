@@ -66,7 +66,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         full replay holds
     :param sigma_prior: standard deviation of the prior
     :param prior_scale: ``"relative"`` to the spread of each layer's initial weights, or ``"absolute"``
-    :param sigma_structure: ``"full"``, ``"tied"`` or ``"fixed"``
+    :param sigma_structure: ``"full"``, ``"tied"`` (rank 1, two thirds of the time) or ``"fixed"``
     :param estimator: ``"flipout"``, ``"local_reparameterization"``, ``"shared_noise"`` or ``"mean"``
     :param rank: of the ``"low_rank"`` adapter
     :param recenter_every: gradient steps between re-centrings; 0 for never
@@ -124,7 +124,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         replay_buffer_class: type[TaskReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         n_steps: int = 1,
-        ent_coef: str | float | Sequence[float] = "auto_0.1",
+        ent_coef: str | float | Sequence[float] = "auto_0.01",
         ent_coef_learning_rate: float = 3e-4,
         share_ent_coef: bool = False,
         target_entropy: str | float | Sequence[float] = "auto",
@@ -136,7 +136,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         kl_scale: str = "data",
         sigma_prior: float = 0.2,
         prior_scale: str = "relative",
-        sigma_structure: str = "full",
+        sigma_structure: str = "tied",
         estimator: str = "local_reparameterization",
         rank: int = 8,
         recenter_every: int = 1,
