@@ -124,7 +124,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         replay_buffer_class: type[TaskReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         n_steps: int = 1,
-        ent_coef: str | float | Sequence[float] = "auto_0.01",
+        ent_coef: str | float | Sequence[float] = "auto_0.1",
         ent_coef_learning_rate: float = 3e-4,
         share_ent_coef: bool = False,
         target_entropy: str | float | Sequence[float] = "auto",
