@@ -42,6 +42,8 @@ class Args:
     """environment steps per task"""
     agents: tuple[str, ...] = ("varshare", "none", "sac")
     """adapters of VarShareSAC, and "sac" for single-task SAC"""
+    ent_coef: str = "auto_0.1"
+    """first entropy coefficient of VarShareSAC"""
     n_episodes: int = 10
     """evaluation episodes per task"""
     processes: int = 2
@@ -79,7 +81,8 @@ def multi_task_rows(agent: str, seed: int, args: Args) -> list[dict[str, Any]]:
     :param args: budget
     """
     env = make_multitask_env("contextual", seed=seed)
-    model = VarShareSAC("MultiTaskPolicy", env, preset="small", adapter=agent, seed=seed, device="cpu")
+    options: dict[str, Any] = {"preset": "small", "adapter": agent, "ent_coef": args.ent_coef}
+    model = VarShareSAC("MultiTaskPolicy", env, **options, seed=seed, device="cpu")
     started = time.perf_counter()
     model.learn(args.steps * env.n_tasks)
     seconds = time.perf_counter() - started
