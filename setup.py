@@ -49,6 +49,8 @@ TOOLS = [
     "ruff>=0.9",
     "mypy>=1.14",
     "types-psutil>=6",
+    "types-PyYAML>=6",
+    "pandas-stubs>=2.2",
     # The report of benchmarks/grids.
     "rliable>=1.2,<2",
 ]
