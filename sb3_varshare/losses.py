@@ -84,13 +84,12 @@ def entropy_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: t
     return log_ent_coef.exp() * (-log_prob.mean(-1) - target_entropy)
 
 
-def kl_weights(beta: float, n_transitions: th.Tensor, at_least: int) -> th.Tensor:
+def kl_weights(n_transitions: th.Tensor, at_least: int) -> th.Tensor:
     """
-    What multiplies each task's KL in the objective: ``beta / (T n_t)``, the ELBO's weight at ``beta = 1``.
+    What multiplies each task's KL in the ELBO per transition and task: ``1 / (T n_t)``.
 
-    :param beta: KL weight
     :param n_transitions: (T,) transitions in the replay of each task
     :param at_least: lower bound of the count, the rows per task in a batch
     :return: (T,)
     """
-    return beta / (len(n_transitions) * n_transitions.clamp(min=at_least))
+    return 1 / (len(n_transitions) * n_transitions.clamp(min=at_least))

@@ -97,6 +97,6 @@ def test_a_shared_coefficient_sees_the_mean_over_tasks() -> None:
     assert shared.grad.item() == pytest.approx(1.0)
 
 
-def test_kl_weights_are_beta_over_t_n_and_bounded_below() -> None:
-    weights = losses.kl_weights(0.5, th.tensor([1.0, 64.0, 100.0, 1000.0]), at_least=64)
-    th.testing.assert_close(weights, 0.5 / (4 * th.tensor([64.0, 64.0, 100.0, 1000.0])))
+def test_kl_weights_are_one_over_t_n_and_bounded_below() -> None:
+    weights = losses.kl_weights(th.tensor([1.0, 64.0, 100.0, 1000.0]), at_least=64)
+    th.testing.assert_close(weights, 1 / (4 * th.tensor([64.0, 64.0, 100.0, 1000.0])))

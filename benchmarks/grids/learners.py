@@ -36,6 +36,8 @@ BASE: dict[str, Any] = {
     "critic_depth": 1,
     "adapter": "varshare",
     "beta": 0.01,
+    # The weight of the whole KL. The default of the agent, 1, is what the first grids led to.
+    "beta_sigma": None,
     "beta_warmup": 0.0,
     "kl_scale": "data",
     "sigma_prior": 0.2,

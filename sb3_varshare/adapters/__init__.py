@@ -7,6 +7,7 @@ A new one is a file with an :class:`Adapter`, a line in :data:`ADAPTERS` and a r
 from sb3_varshare.adapters.base import Adapter, LayerShape
 from sb3_varshare.adapters.deterministic import Deterministic
 from sb3_varshare.adapters.independent import Independent
+from sb3_varshare.adapters.kl import KLWeights
 from sb3_varshare.adapters.low_rank import LowRank
 from sb3_varshare.adapters.none import NoAdapter
 from sb3_varshare.adapters.varshare import VarShare
@@ -19,4 +20,4 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "independent": Independent,
 }
 
-__all__ = ["ADAPTERS", "Adapter", "LayerShape"]
+__all__ = ["ADAPTERS", "Adapter", "KLWeights", "LayerShape"]

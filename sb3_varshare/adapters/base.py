@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch as th
 from torch import nn
 
+from sb3_varshare.adapters.kl import KLWeights
+
 
 class LayerShape(NamedTuple):
     """
@@ -106,7 +108,7 @@ class Adapter(nn.Module, ABC):
         theta: th.Tensor,
         bias: th.Tensor,
         sample: bool = False,
-        kl_weights: th.Tensor | None = None,
+        kl_weights: KLWeights | None = None,
     ) -> th.Tensor:
         """
         Output of the layer.
@@ -115,7 +117,7 @@ class Adapter(nn.Module, ABC):
         :param theta: the layer's base weight
         :param bias: (*K, T, 1, O) or (*K, 1, 1, O)
         :param sample: draw the residual instead of taking its mean
-        :param kl_weights: (T,) w: the backward pass also adds the gradient of ``sum_t w_t KL_t``; only where the
+        :param kl_weights: the backward pass also adds the gradient of the weighted KL; only where the
             residual is sampled or has no noise
         :return: (*K, T, B, O)
         """

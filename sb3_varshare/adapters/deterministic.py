@@ -8,7 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_varshare.adapters.base import Adapter, LayerShape, prior_std, task_matmul, task_mean
-from sb3_varshare.adapters.kl import mean_kl, pull_mean
+from sb3_varshare.adapters.kl import KLWeights, mean_kl, pull_mean
 
 
 class Deterministic(Adapter):
@@ -37,7 +37,7 @@ class Deterministic(Adapter):
         theta: th.Tensor,
         bias: th.Tensor,
         sample: bool = False,
-        kl_weights: th.Tensor | None = None,
+        kl_weights: KLWeights | None = None,
     ) -> th.Tensor:
         return task_matmul(x, theta + pull_mean(self.mu, kl_weights, self.sigma_prior), bias)
 

@@ -15,12 +15,13 @@ import torch as th
 
 from sb3_varshare.adapters.base import task_matmul
 from sb3_varshare.adapters.gaussian import GaussianWeight
+from sb3_varshare.adapters.kl import KLWeights
 from sb3_varshare.adapters.row_noise import random_signs, unit_noise
 
-Estimator = Callable[[th.Tensor, th.Tensor, GaussianWeight, th.Tensor | None], th.Tensor]
+Estimator = Callable[[th.Tensor, th.Tensor, GaussianWeight, KLWeights | None], th.Tensor]
 
 
-def flipout(mean: th.Tensor, x: th.Tensor, weight: GaussianWeight, kl_weights: th.Tensor | None = None) -> th.Tensor:
+def flipout(mean: th.Tensor, x: th.Tensor, weight: GaussianWeight, kl_weights: KLWeights | None = None) -> th.Tensor:
     """
     ``mean + ((x * r)(sigma * eps)) * s``, signs r, s per row; eps is shared by the tasks, the signs decorrelate them.
 
@@ -29,7 +30,7 @@ def flipout(mean: th.Tensor, x: th.Tensor, weight: GaussianWeight, kl_weights: t
     :param mean: (*K, T, B, O)
     :param x: (*K, T, B, I)
     :param weight: the Gaussian weight, (*K, T, I, O)
-    :param kl_weights: (T,) w: the backward pass also adds the gradient of the spread's ``sum_t w_t KL_t``
+    :param kl_weights: the backward pass also adds the gradient of the spread's weighted KL
     :return: (*K, T, B, O)
     """
     shape = weight.shape
@@ -40,7 +41,7 @@ def flipout(mean: th.Tensor, x: th.Tensor, weight: GaussianWeight, kl_weights: t
 
 
 def local_reparameterization(
-    mean: th.Tensor, x: th.Tensor, weight: GaussianWeight, kl_weights: th.Tensor | None = None
+    mean: th.Tensor, x: th.Tensor, weight: GaussianWeight, kl_weights: KLWeights | None = None
 ) -> th.Tensor:
     """
     ``mean + sqrt((x^2)(sigma^2)) * zeta`` with zeta per row and output: least variance, no weight-sized noise.
@@ -57,7 +58,7 @@ def local_reparameterization(
 
 
 def shared_noise(
-    mean: th.Tensor, x: th.Tensor, weight: GaussianWeight, kl_weights: th.Tensor | None = None
+    mean: th.Tensor, x: th.Tensor, weight: GaussianWeight, kl_weights: KLWeights | None = None
 ) -> th.Tensor:
     """
     ``mean + x (sigma * eps)`` with one eps per task for the whole batch: the naive baseline.
@@ -71,7 +72,7 @@ def shared_noise(
     return mean + task_matmul(x, weight.sigma(kl_weights) * th.randn_like(weight.mu))
 
 
-def no_noise(mean: th.Tensor, x: th.Tensor, weight: GaussianWeight, kl_weights: th.Tensor | None = None) -> th.Tensor:
+def no_noise(mean: th.Tensor, x: th.Tensor, weight: GaussianWeight, kl_weights: KLWeights | None = None) -> th.Tensor:
     """The mean. The spread, on which nothing depends, is not pulled."""
     return mean
 

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from sb3_varshare.adapters.base import LayerShape
-from sb3_varshare.adapters.kl import mean_kl, pull_mean, pull_spread, pull_tied_spread, spread_kl, tied_spread_kl
+from sb3_varshare.adapters.kl import (
+    KLWeights,
+    mean_kl,
+    pull_mean,
+    pull_spread,
+    pull_tied_spread,
+    spread_kl,
+    tied_spread_kl,
+)
 from sb3_varshare.adapters.row_noise import UnitNoise, add_fixed_noise, add_full_noise, add_tied_noise
 
 
@@ -33,17 +41,17 @@ class Sigma(nn.Module, ABC):
         self.shape, self.sigma_prior = shape, sigma_prior
 
     @abstractmethod
-    def forward(self, kl_weights: th.Tensor | None = None) -> th.Tensor:
+    def forward(self, kl_weights: KLWeights | None = None) -> th.Tensor:
         """
         Standard deviations.
 
-        :param kl_weights: (T,) w: the backward pass also adds the gradient of ``sum_t w_t KL_t``
+        :param kl_weights: the backward pass also adds the gradient of the weighted KL
         :return: (*K, T, I, O)
         """
 
     @abstractmethod
     def add_row_noise(
-        self, mean: th.Tensor, x: th.Tensor, noise: UnitNoise, kl_weights: th.Tensor | None = None
+        self, mean: th.Tensor, x: th.Tensor, noise: UnitNoise, kl_weights: KLWeights | None = None
     ) -> th.Tensor:
         """
         ``mean + sqrt((x^2)(sigma^2)) * zeta``
@@ -68,11 +76,11 @@ class FullSigma(Sigma):
         size = (*shape.members, shape.n_tasks, shape.in_features, shape.out_features)
         self.rho = nn.Parameter(th.full(size, inverse_softplus(sigma_prior)))
 
-    def forward(self, kl_weights: th.Tensor | None = None) -> th.Tensor:
+    def forward(self, kl_weights: KLWeights | None = None) -> th.Tensor:
         return pull_spread(F.softplus(self.rho), kl_weights, self.sigma_prior)
 
     def add_row_noise(
-        self, mean: th.Tensor, x: th.Tensor, noise: UnitNoise, kl_weights: th.Tensor | None = None
+        self, mean: th.Tensor, x: th.Tensor, noise: UnitNoise, kl_weights: KLWeights | None = None
     ) -> th.Tensor:
         return add_full_noise(mean, x, self(kl_weights), noise)
 
@@ -93,19 +101,19 @@ class TiedSigma(Sigma):
         self.rho_in = nn.Parameter(th.full((*shape.members, shape.n_tasks, shape.in_features), start))
         self.rho_out = nn.Parameter(th.full((*shape.members, shape.n_tasks, shape.out_features), start))
 
-    def factors(self, kl_weights: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor]:
+    def factors(self, kl_weights: KLWeights | None = None) -> tuple[th.Tensor, th.Tensor]:
         """
         :param kl_weights: as for :meth:`forward`
         :return: ``a`` (*K, T, I) and ``b`` (*K, T, O)
         """
         return pull_tied_spread(F.softplus(self.rho_in), F.softplus(self.rho_out), kl_weights, self.sigma_prior)
 
-    def forward(self, kl_weights: th.Tensor | None = None) -> th.Tensor:
+    def forward(self, kl_weights: KLWeights | None = None) -> th.Tensor:
         a, b = self.factors(kl_weights)
         return a[..., :, None] * b[..., None, :]
 
     def add_row_noise(
-        self, mean: th.Tensor, x: th.Tensor, noise: UnitNoise, kl_weights: th.Tensor | None = None
+        self, mean: th.Tensor, x: th.Tensor, noise: UnitNoise, kl_weights: KLWeights | None = None
     ) -> th.Tensor:
         return add_tied_noise(mean, x, *self.factors(kl_weights), noise)
 
@@ -121,11 +129,11 @@ class FixedSigma(Sigma):
         self.register_buffer("sigma", th.tensor(sigma_prior), persistent=False)
         self.sigma: th.Tensor
 
-    def forward(self, kl_weights: th.Tensor | None = None) -> th.Tensor:
+    def forward(self, kl_weights: KLWeights | None = None) -> th.Tensor:
         return self.sigma.expand(*self.shape.members, self.shape.n_tasks, *self.shape[1:3])
 
     def add_row_noise(
-        self, mean: th.Tensor, x: th.Tensor, noise: UnitNoise, kl_weights: th.Tensor | None = None
+        self, mean: th.Tensor, x: th.Tensor, noise: UnitNoise, kl_weights: KLWeights | None = None
     ) -> th.Tensor:
         return add_fixed_noise(mean, x, self.sigma, noise)
 
@@ -154,9 +162,9 @@ class GaussianWeight(nn.Module):
         self.mu = nn.Parameter(th.zeros(*shape.members, shape.n_tasks, shape.in_features, shape.out_features))
         self.sigma = SIGMA_STRUCTURES[sigma_structure](shape, sigma_prior)
 
-    def pulled_mean(self, kl_weights: th.Tensor | None) -> th.Tensor:
+    def pulled_mean(self, kl_weights: KLWeights | None) -> th.Tensor:
         """
-        :param kl_weights: (T,) w: the backward pass also adds the mean's share of the gradient of ``sum_t w_t KL_t``
+        :param kl_weights: the backward pass also adds the mean's share of the gradient of the weighted KL
         :return: ``mu``, (*K, T, I, O)
         """
         return pull_mean(self.mu, kl_weights, self.sigma_prior)

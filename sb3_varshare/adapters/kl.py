@@ -10,10 +10,29 @@ over the gradient that is there already: a KL in the loss costs a graph, a forwa
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as th
 import torch.nn.functional as F
+
+
+class KLWeights(NamedTuple):
+    """
+    What multiplies the two shares of each task's KL in the objective.
+
+    :param mean: (T,) w, of the means' share, ``|mu_t|^2 / (2 sigma_prior^2)``
+    :param spread: (T,) v, of the spreads' share
+    """
+
+    mean: th.Tensor
+    spread: th.Tensor
+
+    def scaled(self, factor: th.Tensor) -> KLWeights:
+        """
+        :param factor: (T,)
+        :return: both weights times it
+        """
+        return KLWeights(factor * self.mean, factor * self.spread)
 
 
 def mean_kl(mu: th.Tensor, sigma_prior: float) -> th.Tensor:
@@ -124,49 +143,49 @@ class _PullTiedSpread(th.autograd.Function):
         return grad_a, grad_b, None, None
 
 
-def pull_mean(mu: th.Tensor, weights: th.Tensor | None, sigma_prior: float) -> th.Tensor:
+def pull_mean(mu: th.Tensor, weights: KLWeights | None, sigma_prior: float) -> th.Tensor:
     """
     The means, with the gradient of ``sum_t w_t |mu_t|^2 / (2 sigma_prior^2)`` added on the way back.
 
     :param mu: (*K, T, I, O)
-    :param weights: (T,) w; ``None`` adds nothing
+    :param weights: of the KL; ``None`` adds nothing
     :param sigma_prior: standard deviation of the prior
     :return: ``mu``
     """
     if weights is None:
         return mu
-    pulled: th.Tensor = _PullMean.apply(mu, weights, sigma_prior)
+    pulled: th.Tensor = _PullMean.apply(mu, weights.mean, sigma_prior)
     return pulled
 
 
-def pull_spread(sigma: th.Tensor, weights: th.Tensor | None, sigma_prior: float) -> th.Tensor:
+def pull_spread(sigma: th.Tensor, weights: KLWeights | None, sigma_prior: float) -> th.Tensor:
     """
     The standard deviations, with the gradient of the spread's weighted KL added on the way back.
 
     :param sigma: (*K, T, I, O)
-    :param weights: (T,) w; ``None`` adds nothing
+    :param weights: of the KL; ``None`` adds nothing
     :param sigma_prior: standard deviation of the prior
     :return: ``sigma``
     """
     if weights is None:
         return sigma
-    pulled: th.Tensor = _PullSpread.apply(sigma, weights, sigma_prior)
+    pulled: th.Tensor = _PullSpread.apply(sigma, weights.spread, sigma_prior)
     return pulled
 
 
 def pull_tied_spread(
-    a: th.Tensor, b: th.Tensor, weights: th.Tensor | None, sigma_prior: float
+    a: th.Tensor, b: th.Tensor, weights: KLWeights | None, sigma_prior: float
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     The factors of ``sigma[i, o] = a[i] * b[o]``, with the gradient of their weighted KL added on the way back.
 
     :param a: (*K, T, I)
     :param b: (*K, T, O)
-    :param weights: (T,) w; ``None`` adds nothing
+    :param weights: of the KL; ``None`` adds nothing
     :param sigma_prior: standard deviation of the prior
     :return: ``a`` and ``b``
     """
     if weights is None:
         return a, b
-    pulled: tuple[th.Tensor, th.Tensor] = _PullTiedSpread.apply(a, b, weights, sigma_prior)
+    pulled: tuple[th.Tensor, th.Tensor] = _PullTiedSpread.apply(a, b, weights.spread, sigma_prior)
     return pulled

@@ -10,6 +10,7 @@ from torch import nn
 from sb3_varshare.adapters.base import Adapter, LayerShape, prior_std, task_matmul, task_mean
 from sb3_varshare.adapters.estimators import get_estimator
 from sb3_varshare.adapters.gaussian import GaussianWeight
+from sb3_varshare.adapters.kl import KLWeights
 
 
 class LowRank(Adapter):
@@ -66,7 +67,7 @@ class LowRank(Adapter):
         theta: th.Tensor,
         bias: th.Tensor,
         sample: bool = False,
-        kl_weights: th.Tensor | None = None,
+        kl_weights: KLWeights | None = None,
     ) -> th.Tensor:
         projected = task_matmul(x, self.factor.pulled_mean(kl_weights))
         if sample:

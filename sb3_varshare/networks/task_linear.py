@@ -11,7 +11,7 @@ import torch as th
 import torch.nn.functional as F
 from torch import nn
 
-from sb3_varshare.adapters import ADAPTERS, Adapter, LayerShape
+from sb3_varshare.adapters import ADAPTERS, Adapter, KLWeights, LayerShape
 from sb3_varshare.adapters.base import task_matmul
 
 
@@ -68,11 +68,11 @@ class TaskLinear(nn.Module):
         for matrix in self.theta.detach().flatten(0, -3):
             nn.init.orthogonal_(matrix, gain)
 
-    def forward(self, x: th.Tensor, sample: bool = False, kl_weights: th.Tensor | None = None) -> th.Tensor:
+    def forward(self, x: th.Tensor, sample: bool = False, kl_weights: KLWeights | None = None) -> th.Tensor:
         """
         :param x: (T, B, I) or (*K, T, B, I)
         :param sample: draw the residual instead of taking its mean
-        :param kl_weights: (T,) w: the backward pass also adds the gradient of ``sum_t w_t KL_t``
+        :param kl_weights: the backward pass also adds the gradient of the weighted KL
         :return: (*K, T, B, O)
         """
         rows = x.expand(*self.shape.members, *x.shape[-3:])
@@ -143,7 +143,7 @@ class AveragedLinear(nn.Module):
         """As :meth:`TaskLinear.averaged_tensors`."""
         return tuple(self.tensors)
 
-    def forward(self, x: th.Tensor, sample: bool = False, kl_weights: th.Tensor | None = None) -> th.Tensor:
+    def forward(self, x: th.Tensor, sample: bool = False, kl_weights: KLWeights | None = None) -> th.Tensor:
         """As the source's mean output; there is nothing to sample and no KL."""
         *tensors, bias = self.tensors
         return self._product(x, tuple(tensors), bias)

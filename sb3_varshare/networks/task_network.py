@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import torch as th
 from torch import nn
 
+from sb3_varshare.adapters import KLWeights
 from sb3_varshare.networks.task_linear import AveragedLinear, TaskLayerNorm, TaskLinear
 
 Apply = Callable[[TaskLinear, th.Tensor], th.Tensor]
@@ -29,11 +30,11 @@ class TaskNetwork(nn.Module, ABC):
         :return: (*K, T, B, out_features)
         """
 
-    def forward(self, x: th.Tensor, sample: bool = False, kl_weights: th.Tensor | None = None) -> th.Tensor:
+    def forward(self, x: th.Tensor, sample: bool = False, kl_weights: KLWeights | None = None) -> th.Tensor:
         """
         :param x: (T, B, in_features)
         :param sample: draw the residuals instead of taking their mean
-        :param kl_weights: (T,) w: the backward pass also adds the gradient of ``sum_t w_t KL_t``, as if it were part
+        :param kl_weights: the backward pass also adds the gradient of the weighted KL, as if it were part
             of the loss; for one forward pass of those that a loss is made of, and with ``sample=True``
         :return: (*K, T, B, out_features)
         """

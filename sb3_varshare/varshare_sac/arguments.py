@@ -28,6 +28,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "gamma": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "tau": (lambda value: 0 <= value <= 1, "between 0 and 1"),
     "beta": (lambda value: callable(value) or value >= 0, "a schedule, or a number that is not negative"),
+    "beta_sigma": (lambda value: value is None or value >= 0, "a number that is not negative, or None for beta"),
     "beta_warmup": (lambda value: 0 <= value <= 1, "a share of the training, between 0 and 1"),
     "recenter_every": (lambda value: value >= 0, "at least 0"),
     "n_critics": (lambda value: value >= 1, "at least 1"),

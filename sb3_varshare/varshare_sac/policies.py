@@ -15,6 +15,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_varshare.adapters import KLWeights
 from sb3_varshare.categorical import narrow_logits
 from sb3_varshare.grouping import rank_within_task
 from sb3_varshare.losses import q_values
@@ -98,13 +99,13 @@ class Critic(nn.Module):
         observations: th.Tensor,
         actions: th.Tensor,
         sample: bool = False,
-        kl_weights: th.Tensor | None = None,
+        kl_weights: KLWeights | None = None,
     ) -> th.Tensor:
         """
         :param observations: (T, B, D) normalised
         :param actions: (T, B, A)
         :param sample: draw the residuals instead of taking their mean
-        :param kl_weights: (T,) w: the backward pass also adds the gradient of ``sum_t w_t KL_t``
+        :param kl_weights: the backward pass also adds the gradient of the weighted KL
         :return: (K, T, B, M) logits of the return distribution
         """
         features = self.task_input.append(th.cat([observations, actions], -1))
@@ -263,14 +264,14 @@ class MultiTaskPolicy(BasePolicy):
         return self.critic.task_input.append(self.observation_norm(observations)).detach()
 
     def action_log_prob(
-        self, observations: th.Tensor, sample: bool = False, kl_weights: th.Tensor | None = None
+        self, observations: th.Tensor, sample: bool = False, kl_weights: KLWeights | None = None
     ) -> tuple[th.Tensor, th.Tensor]:
         """
         Draw actions.
 
         :param observations: (T, B, D) raw
         :param sample: draw the actor's residuals instead of taking their mean
-        :param kl_weights: (T,) w: the backward pass also adds the gradient of ``sum_t w_t KL_t`` of the actor
+        :param kl_weights: the backward pass also adds the gradient of the weighted KL of the actor
         :return: actions (T, B, A) and their log-probabilities (T, B)
         """
         mean, log_std = self.actor(self.actor_input(observations), sample, kl_weights).chunk(2, -1)

@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_varshare import losses
+from sb3_varshare.adapters import KLWeights
 from sb3_varshare.presets import accepts_preset
 from sb3_varshare.replay import RewardScale, TaskReplayBuffer
 from sb3_varshare.types import TaskBatch
@@ -31,7 +32,8 @@ class VarShareSAC(MultiTaskAlgorithm):
     One agent for many tasks: SAC with BRC's categorical critics and, on every linear layer, shared weights plus a
     Gaussian residual per task that a KL term keeps near zero.
 
-    Per gradient step ``J = (1/T) sum_t [data_t + beta KL_t / n_t]``, critic and actor each with its own residuals.
+    Per gradient step ``J = (1/T) sum_t [data_t + (beta M_t + beta_sigma S_t) / n_t]``, critic and actor each with
+    its own residuals; ``M_t`` and ``S_t`` are the shares of the means and of the spreads in the KL.
 
     Source: critic and network Nauman et al. 2025 (arXiv 2505.23150), SAC Haarnoja et al. 2018 (arXiv 1812.05905)
 
@@ -60,7 +62,10 @@ class VarShareSAC(MultiTaskAlgorithm):
     :param n_tasks: number of tasks, only for environments that do not know theirs
     :param adapter: the residual: ``"varshare"``, ``"low_rank"``, ``"deterministic"`` (L2), ``"none"``,
         ``"independent"``, or ``"embedding"``, short for ``"none"`` with ``task_input="embedding"``
-    :param beta: weight of the KL, a number or a schedule of the remaining progress; 1 is the ELBO
+    :param beta: weight of the KL, a number or a schedule of the remaining progress; with 1 for both weights the
+        objective is the ELBO
+    :param beta_sigma: weight of the share of the KL that holds the spreads at the prior, ``None`` for that of the
+        means, ``beta``
     :param beta_warmup: share of the training over which beta rises linearly from 0
     :param kl_scale: ``"data"`` divides the KL by the task's transitions in the replay, ``"constant"`` by those that a
         full replay holds
@@ -132,6 +137,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         n_tasks: int | None = None,
         adapter: str = "varshare",
         beta: float | Schedule = 0.1,
+        beta_sigma: float | None = 1.0,
         beta_warmup: float = 0.0,
         kl_scale: str = "data",
         sigma_prior: float = 0.2,
@@ -199,7 +205,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         )
         self.ent_coef_learning_rate, self.share_ent_coef = ent_coef_learning_rate, share_ent_coef
         self.adapter, self.rank = adapter, rank
-        self.beta, self.beta_warmup, self.kl_scale = beta, beta_warmup, kl_scale
+        self.beta, self.beta_sigma, self.beta_warmup, self.kl_scale = beta, beta_sigma, beta_warmup, kl_scale
         self.sigma_prior, self.prior_scale, self.sigma_structure = sigma_prior, prior_scale, sigma_structure
         self.estimator, self.recenter_every, self.task_input = estimator, recenter_every, task_input
         self.actor_residuals, self.critic_residuals = actor_residuals, critic_residuals
@@ -306,15 +312,16 @@ class VarShareSAC(MultiTaskAlgorithm):
             return self.ent_coef_tensor
         return self.log_ent_coef.detach().exp().expand(self.n_tasks)
 
-    def _kl_weights(self, batch_size: int) -> th.Tensor:
-        """``beta / (T n_t)`` of each task, (T,)."""
+    def _kl_weights(self, batch_size: int) -> KLWeights:
+        """``beta / (T n_t)`` and ``beta_sigma / (T n_t)`` of each task."""
         beta = FloatSchedule(self.beta)(self._current_progress_remaining)
         if self.beta_warmup:
             beta *= min(1.0, (1 - self._current_progress_remaining) / self.beta_warmup)
         counts = self.replay_buffer.transition_counts().to(self.device)
         if self.kl_scale == "constant":
             counts = th.full_like(counts, self.replay_buffer.buffer_size)
-        return losses.kl_weights(beta, counts, batch_size // self.n_tasks)
+        weights = losses.kl_weights(counts, batch_size // self.n_tasks)
+        return KLWeights(beta * weights, (beta if self.beta_sigma is None else self.beta_sigma) * weights)
 
     @th.no_grad()
     def _critic_target(self, batch: TaskBatch, ent_coef: th.Tensor) -> th.Tensor:
@@ -330,14 +337,14 @@ class VarShareSAC(MultiTaskAlgorithm):
             self.policy.critic.support,
         )
 
-    def _critic_step(self, batch: TaskBatch, target: th.Tensor, kl_weights: th.Tensor) -> th.Tensor:
+    def _critic_step(self, batch: TaskBatch, target: th.Tensor, kl_weights: KLWeights) -> th.Tensor:
         critic, observations = self.policy.critic, self.policy.observation_norm(batch.observations)
         loss = losses.critic_loss(critic(observations, batch.actions, sample=True, kl_weights=kl_weights), target)
         self._minimise(critic, loss)
         return loss.detach()
 
-    def _actor_step(self, batch: TaskBatch, ent_coef: th.Tensor, kl_weights: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        kl_weights = ent_coef * kl_weights
+    def _actor_step(self, batch: TaskBatch, ent_coef: th.Tensor, kl_weights: KLWeights) -> tuple[th.Tensor, th.Tensor]:
+        kl_weights = kl_weights.scaled(ent_coef)
         actions, log_prob = self.policy.action_log_prob(batch.observations, sample=True, kl_weights=kl_weights)
         loss = losses.actor_loss(log_prob, self.policy.q_values(batch.observations, actions), ent_coef)
         self._minimise(self.policy.actor, loss)

@@ -15,7 +15,7 @@ from scipy.stats import kstest
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as torch_kl
 
-from sb3_varshare.adapters import ADAPTERS
+from sb3_varshare.adapters import ADAPTERS, KLWeights
 from sb3_varshare.adapters.deterministic import Deterministic
 from sb3_varshare.adapters.estimators import ESTIMATORS
 from sb3_varshare.adapters.gaussian import SIGMA_STRUCTURES, GaussianWeight, inverse_softplus
@@ -404,13 +404,23 @@ def all_gradients(layer: TaskLinear, loss: th.Tensor) -> dict[str, th.Tensor]:
     return dict(zip(names, th.autograd.grad(loss, parameters, materialize_grads=True), strict=True))
 
 
+def weighted_kl(layer: TaskLinear, weights: KLWeights) -> th.Tensor:
+    """Of all tasks and members: the means' share by the residual's energy, the rest of the KL is the spreads'."""
+    kl, means = layer.adapter.kl_divergence(), th.zeros(())
+    for module in layer.modules():
+        if hasattr(module, "mu"):
+            means = module.mu.square().sum((-2, -1)) / (2 * module.sigma_prior**2)
+    return (weights.mean * means + weights.spread * (kl - means)).sum()
+
+
 @rows(ROWS)
 def test_kl_weights_add_the_gradient_of_the_kl(row: Row) -> None:
-    layer, x, w = row.trained_layer().double(), inputs(row).double(), th.rand(T, dtype=th.float64)
+    layer, x = row.trained_layer().double(), inputs(row).double()
+    weights = KLWeights(*th.rand(2, T, dtype=th.float64))
     th.manual_seed(6)
-    in_the_loss = layer(x, sample=True).square().sum() + (w * layer.adapter.kl_divergence()).sum()
+    in_the_loss = layer(x, sample=True).square().sum() + weighted_kl(layer, weights)
     th.manual_seed(6)
-    pulled = layer(x, sample=True, kl_weights=w).square().sum()
+    pulled = layer(x, sample=True, kl_weights=weights).square().sum()
     expected, found = all_gradients(layer, in_the_loss), all_gradients(layer, pulled)
     for name, gradient in expected.items():
         if row.kwargs.get("estimator") == "mean" and "rho" in name:
@@ -422,7 +432,7 @@ def test_kl_weights_add_the_gradient_of_the_kl(row: Row) -> None:
 @rows(RESIDUAL_ROWS)
 def test_in_float32_the_pull_at_the_start_is_next_to_nothing(row: Row) -> None:
     layer, x = row.layer(), inputs(row)
-    loss = 0 * layer(x, sample=True, kl_weights=th.ones(T)).sum()
+    loss = 0 * layer(x, sample=True, kl_weights=KLWeights(th.ones(T), th.ones(T))).sum()
     for name, gradient in all_gradients(layer, loss).items():
         assert gradient.abs().max() < 1e-4, name
 

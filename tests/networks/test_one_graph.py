@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch as th
 
-from sb3_varshare.adapters import ADAPTERS
+from sb3_varshare.adapters import ADAPTERS, KLWeights
 from sb3_varshare.adapters.estimators import ESTIMATORS
 from sb3_varshare.adapters.gaussian import SIGMA_STRUCTURES
 from sb3_varshare.networks import BroNet
@@ -29,7 +29,7 @@ def test_a_gradient_step_compiles_to_one_graph(adapter: str, kwargs: dict[str, A
     net = BroNet(4, 3, 8, 1, 3, adapter, kwargs, n_members=2)
     # This backend runs the operations as they are: with the same random numbers the results are the same.
     compiled = th.compile(net, fullgraph=True, backend="aot_eager")
-    x, weights = th.randn(3, 5, 4), th.tensor([0.1, 0.2, 0.3])
+    x, weights = th.randn(3, 5, 4), KLWeights(th.tensor([0.1, 0.2, 0.3]), th.tensor([0.3, 0.1, 0.2]))
     gradients = []
     for network in (net, compiled):
         th.manual_seed(0)

@@ -110,7 +110,7 @@ def test_rewards_count_in_units_of_the_tasks_range(ready_agent: TinyAgent) -> No
 
 
 def test_the_pull_on_rho_vanishes_at_the_prior(ready_agent: TinyAgent) -> None:
-    model = ready_agent()
+    model = ready_agent(beta_sigma=None)
     without, with_kl = gradients(model, 0.0), gradients(model, 1.0)
     n_rho = 0
     for name in ("actor", "critic"):
@@ -231,13 +231,22 @@ def test_beta_follows_its_schedule_and_warm_up(tiny_agent: TinyAgent) -> None:
     for progress, beta in expected.items():
         model._current_progress_remaining = progress
         # beta / (T n_t) with n_t = buffer_size / T
-        np.testing.assert_allclose(model._kl_weights(32), np.full(2, beta / 4_000), rtol=1e-6)
+        np.testing.assert_allclose(model._kl_weights(32).mean, np.full(2, beta / 4_000), rtol=1e-6)
 
 
 def test_the_kl_weighs_less_as_data_arrive(ready_agent: TinyAgent) -> None:
     model = ready_agent(beta=0.5)
-    np.testing.assert_allclose(model._kl_weights(32), [0.5 / 80, 0.5 / 80], rtol=1e-6)
-    np.testing.assert_allclose(model._kl_weights(200), [0.5 / 200, 0.5 / 200], rtol=1e-6)  # at least B
+    np.testing.assert_allclose(model._kl_weights(32).mean, [0.5 / 80, 0.5 / 80], rtol=1e-6)
+    np.testing.assert_allclose(model._kl_weights(200).mean, [0.5 / 200, 0.5 / 200], rtol=1e-6)  # at least B
+
+
+@pytest.mark.parametrize(("beta_sigma", "expected"), [(1.0, 1.0), (0.2, 0.2), (0.0, 0.0), (None, 0.5)])
+def test_means_and_spreads_have_weights_of_their_own(
+    ready_agent: TinyAgent, beta_sigma: float | None, expected: float
+) -> None:
+    weights = ready_agent(beta=0.5, beta_sigma=beta_sigma)._kl_weights(32)
+    np.testing.assert_allclose(weights.mean, [0.5 / 80, 0.5 / 80], rtol=1e-6)
+    np.testing.assert_allclose(weights.spread, [expected / 80, expected / 80], rtol=1e-6)
 
 
 # The device

@@ -195,7 +195,7 @@ def test_schedules_come_back(tiny_agent: TinyAgent, tmp_path: Path) -> None:
     for progress in (1.0, 0.8, 0.3):
         assert loaded.lr_schedule(progress) == model.lr_schedule(progress)
         loaded._current_progress_remaining = model._current_progress_remaining = progress
-        assert th.equal(loaded._kl_weights(8), model._kl_weights(8)) or loaded.replay_buffer.size() == 0
+        assert th.equal(loaded._kl_weights(8).mean, model._kl_weights(8).mean) or loaded.replay_buffer.size() == 0
         assert loaded.beta(progress) == model.beta(progress)  # type: ignore[operator]
 
 
