@@ -228,7 +228,13 @@ COMPARED = (
     Arm("independent", changes={"adapter": "independent"}),
 )
 # Of the confirmation: what was chosen on other seeds, beside what it is to beat.
-CONFIRMED = ("varshare-tied", "varshare-tied, beta_sigma=1", "varshare-full, beta_sigma=1", "varshare-fixed")
+CONFIRMED = (
+    "varshare-tied",
+    "varshare-full",
+    "varshare-tied, beta_sigma=1",
+    "varshare-full, beta_sigma=1",
+    "varshare-fixed",
+)
 CONFIRMED_CONTROLS = ("l2", "l2, beta=0.03", "l2, beta=0.1")
 _TINY = {**BASE, "batch_size": 4, "actor_width": 8, "critic_width": 8, "n_atoms": 11}
 
