@@ -33,7 +33,7 @@ SOURCES := sb3_varshare tests examples benchmarks docs/conf.py setup.py
 PRESENT = $(wildcard $(SOURCES))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-postgres check lint format docs bench clean
+.PHONY: help train test test-postgres test-dashboard check lint format docs bench clean
 
 help:  ## print this list
 	@echo "make <target> [VARIABLE=value ...]"; echo
@@ -56,6 +56,9 @@ test: $(STAMP)  ## run the tests
 
 test-postgres: $(STAMP)  ## run the test of tuning with many workers on a PostgreSQL server of its own
 	tests/tuning/with_postgres.sh $(PY) -m pytest -n 0 -k postgres tests/tuning/test_workers.py
+
+test-dashboard: $(STAMP)  ## open a study in optuna-dashboard in a headless browser, and look at it
+	tests/tuning/with_browser.sh $(PY) -m pytest -n 0 tests/tuning/test_dashboard.py
 
 lint: $(STAMP)  ## formatting, ruff and mypy, without the tests
 	$(PY) -m ruff format --check $(PRESENT)

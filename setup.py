@@ -24,9 +24,10 @@ ZOO = [
     "pandas>=2.2,<3",
     "optuna>=5,<6",
     "seaborn",
-    # The command of sb3_varshare.tuning, and its plots.
+    # The commands of sb3_varshare.tuning and sb3_varshare.runs, and their plots and declarations.
     "tyro>=0.9",
     "matplotlib>=3.8",
+    "pydantic>=2.10,<3",
 ]
 EXAMPLES = [
     "tyro>=0.9",
@@ -38,6 +39,10 @@ EXAMPLES = [
 VIDEO = ["imageio[ffmpeg]>=2.34", "pillow>=10.1", "tyro>=0.9"]
 # The driver of the database that workers on several machines share. Its binary build needs no libpq.
 POSTGRES = ["psycopg[binary]>=3.2,<4"]
+# The web page of a study. Its test drives the browser by its own options, so no driver is needed.
+DASHBOARD = ["optuna-dashboard>=0.21,<1"]
+# Ray's core alone: workers on many machines.
+RAY = ["ray>=2.50,<3"]
 # Needs an environment of its own: it asks for a newer MuJoCo than Meta-World pins.
 MJLAB = ["mjlab>=1.6,<2"]
 DOCS = ["sphinx>=8", "furo>=2024.8", "myst-parser>=4"]
@@ -83,8 +88,10 @@ setup(
         "examples": EXAMPLES,
         "video": VIDEO,
         "postgres": POSTGRES,
+        "dashboard": DASHBOARD,
+        "ray": RAY,
         "mjlab": MJLAB,
         "docs": DOCS,
-        "dev": METAWORLD + DM_CONTROL + ZOO + EXAMPLES + VIDEO + POSTGRES + DOCS + TOOLS,
+        "dev": METAWORLD + DM_CONTROL + ZOO + EXAMPLES + VIDEO + POSTGRES + DASHBOARD + RAY + DOCS + TOOLS,
     },
 )

@@ -46,6 +46,8 @@ class Args:
     """suite that only the workers step; empty to leave it out"""
     n_workers: int = 2
     """processes of this package"""
+    ray: bool = False
+    """let workers as actors of Ray take part, as many"""
     steps: int = 1000
     """steps of all environments in a repeat"""
     repeats: int = 5
@@ -139,14 +141,15 @@ def make_contender(name: str, suite: TaskSuite, args: Args) -> VecEnv:
     """
     Environments, one per task.
 
-    :param name: ``subproc`` or ``workers``
+    :param name: ``subproc``, ``workers`` or ``ray``
     :param suite: the tasks
     :param args: number of workers and their time-out
     """
     if name == "subproc":
         return SubprocVecEnv([partial(make_env, suite, task) for task in range(suite.n_tasks)])
     timeout = args.worker_timeout if args.faults else 300.0
-    return make_multitask_env(suite, n_workers=args.n_workers, worker_timeout=timeout)
+    method = "ray" if name == "ray" else None
+    return make_multitask_env(suite, n_workers=args.n_workers, worker_timeout=timeout, start_method=method)
 
 
 def raw_stepper(suite: TaskSuite) -> Callable[[int], None]:
@@ -260,7 +263,7 @@ def measure(args: Args) -> list[dict[str, Any]]:
     :param args: what to measure
     """
     results = []
-    for suite, names in ((args.suite, CONTENDERS), (args.large_suite, ("workers",))):
+    for suite, names in ((args.suite, (*CONTENDERS, *["ray"] * args.ray)), (args.large_suite, ("workers",))):
         if not suite:
             continue
         contenders = [Contender(name, suite, args) for name in names]

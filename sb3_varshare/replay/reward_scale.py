@@ -104,11 +104,23 @@ class RewardScale(nn.Module):
         highest, lowest = np.full(len(self.return_max), -np.inf), np.full(len(self.return_min), np.inf)
         np.maximum.at(highest, task_ids, returns.max(1))
         np.minimum.at(lowest, task_ids, returns.min(1))
+        missing = self._missing
+        self.widen(th.from_numpy(highest).to(self.return_max), th.from_numpy(lowest).to(self.return_min))
+        if missing is not None:
+            self._missing = missing - set(task_ids.tolist())
+
+    def widen(self, highest: th.Tensor, lowest: th.Tensor) -> None:
+        """
+        Take in ranges of returns.
+
+        :param highest: (T,) minus infinity where there is none
+        :param lowest: (T,) infinity where there is none
+        """
         # The comparison runs where the numbers live: reading them would wait for the device.
-        self.return_max.copy_(th.maximum(self.return_max, th.from_numpy(highest).to(self.return_max)))
-        self.return_min.copy_(th.minimum(self.return_min, th.from_numpy(lowest).to(self.return_min)))
-        if self._missing is not None:
-            self._missing -= set(task_ids.tolist())
+        self.return_max.copy_(th.maximum(self.return_max, highest))
+        self.return_min.copy_(th.minimum(self.return_min, lowest))
+        if self._missing:
+            self._missing = None
 
     def missing_tasks(self) -> set[int]:
         """Tasks that have no scale yet, since no episode of theirs has ended."""

@@ -61,16 +61,20 @@ class MultiTaskEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), dtype=np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (self.suite.action_size,), dtype=np.float32)
 
-    def set_tasks(self, tasks: Sequence[str | int]) -> None:
+    def set_tasks(self, tasks: Sequence[str | int], rank: int | None = None) -> None:
         """
         Choose which tasks are played in turn, beginning with the first at the next reset.
 
         :param tasks: names or ids, at least one
-        :raises ValueError: if there is none, or none of that name
+        :param rank: which copy of the env this is from now on, on random streams of its own; None leaves it as it is
+        :raises ValueError: if there is no task, or none of that name
         """
         if len(tasks) == 0:
             raise ValueError("An env needs at least one task to play, got none.")
         self._tasks = tuple(self.suite.task_id(task) for task in tasks)
+        if rank is not None:
+            self._rank = rank
+            self._streams_due = set(self._envs)
         self._turn = 0
         self.current_task = self._tasks[0]
         self._env: gym.Env | None = None

@@ -255,7 +255,7 @@ def make_multitask_env(
     :param worker_timeout: s that one step or reset of one env in a worker may take
     :param worker_start_timeout: s until a worker must be ready
     :param on_worker_failure: ``"raise"`` a :class:`~sb3_varshare.tasks.WorkerError`, or ``"restart"`` the worker
-    :param start_method: of workers, ``"forkserver"`` or ``"spawn"``
+    :param start_method: of workers, ``"forkserver"`` or ``"spawn"``, or ``"ray"`` for workers on other machines too
     :param suite_options: e.g. ``reward_version``, ``horizon``, ``n_goals`` for Meta-World
     :return: vectorised envs
     """

@@ -18,7 +18,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from sb3_varshare.tasks.env_group import EnvGroup, EnvPlan, lay_out
+from sb3_varshare.tasks.env_group import EnvArrays, EnvGroup, EnvPlan, lay_out
 
 # Steps whose time is taken, after some that fill caches, and s after which no further one is begun.
 WARM_UP_STEPS, TIMED_STEPS = 2, 20
@@ -43,7 +43,7 @@ def run_worker(connection: Connection, pickled_plan: bytes, buffer: Any, shape: 
     try:
         plan: EnvPlan = cloudpickle.loads(pickled_plan)
         connection.send((0, DONE, os.getpid()))
-        _serve(connection, plan, buffer, shape)
+        _serve(connection, Shard(plan, lay_out(*shape, allocate=lambda _: buffer)[0]))
     except BaseException as error:  # whatever an env does, also sys.exit, is told to the parent
         try:
             connection.send((None, FAILED, (f"{type(error).__name__}: {error}", traceback.format_exc())))
@@ -81,30 +81,49 @@ def step_cost(plan: EnvPlan, task_id: int, report: Callable[[], None]) -> float:
     return seconds / n_timed
 
 
-def _serve(connection: Connection, plan: EnvPlan, buffer: Any, shape: tuple[int, int, int]) -> None:
-    arrays, _ = lay_out(*shape, allocate=lambda _: buffer)
-    group = EnvGroup(plan, arrays, ())
+class Shard:
+    """
+    The envs of one worker, and what it can be asked for.
+
+    :param plan: of all envs
+    :param arrays: of all envs; those of this worker write their rows
+    """
+
+    def __init__(self, plan: EnvPlan, arrays: EnvArrays) -> None:
+        self._plan, self._arrays = plan, arrays
+        self._group = EnvGroup(plan, arrays, ())
+
+    def answer(self, command: str, arguments: Any) -> tuple[str, Any]:
+        """
+        :param command: ``step``, ``reset``, ``call``, ``play``, ``measure`` or ``close``
+        :param arguments: of the command
+        :return: kind and result
+        """
+        if command == "step":
+            return DONE, self._group.step()
+        if command == "reset":
+            return DONE, self._group.reset(*arguments)
+        if command == "call":
+            return _call(self._group, arguments)
+        if command == "play":
+            self._group = EnvGroup(self._plan, self._arrays, *arguments)
+        elif command == "measure":
+            task_id, rank = arguments
+            return DONE, step_cost(self._plan, task_id, partial(np.add.at, self._arrays.n_calls, rank, 1))
+        elif command == "close":
+            self._group.close()
+        return DONE, None
+
+
+def _serve(connection: Connection, shard: Shard) -> None:
     while True:
         try:
             number, command, arguments = connection.recv()
         except (EOFError, OSError):
-            command = "close"
+            command, arguments = "close", None
+        kind, result = shard.answer(command, arguments)
         if command == "close":
-            group.close()
             return
-        kind: str = DONE
-        result: Any = None
-        if command == "step":
-            result = group.step()
-        elif command == "reset":
-            result = group.reset(*arguments)
-        elif command == "call":
-            kind, result = _call(group, arguments)
-        elif command == "play":
-            group = EnvGroup(plan, arrays, *arguments)
-        elif command == "measure":
-            task_id, rank = arguments
-            result = step_cost(plan, task_id, partial(np.add.at, arrays.n_calls, rank, 1))
         connection.send((number, kind, result))
 
 

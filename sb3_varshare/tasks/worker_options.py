@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from multiprocessing import get_all_start_methods
 from typing import Literal, get_args
 
+from sb3_varshare.tasks.ray_cluster import count_cpus
+
+RAY = "ray"
 OnFailure = Literal["raise", "restart"]
 
 
@@ -32,7 +35,8 @@ class WorkerOptions:
     :param timeout: s that one step or reset of one env, or one call, may take
     :param start_timeout: s until a new process must be ready
     :param on_failure: ``"raise"`` a :class:`WorkerError`, or ``"restart"`` the worker and go on with new episodes
-    :param start_method: ``"forkserver"`` or ``"spawn"``; by default the first where the system has it
+    :param start_method: ``"forkserver"`` or ``"spawn"``, by default the first where the system has it; ``"ray"`` for
+        actors of Ray, which may be on other machines
     :raises ValueError: if one of them is out of range
     """
 
@@ -54,8 +58,8 @@ class WorkerOptions:
                 'start_method must be "forkserver" or "spawn", got "fork", which copies a process without the threads '
                 "of torch and CUDA that its locks wait for, and leaves siblings holding each other's pipes."
             )
-        if self.start_method not in (None, "forkserver", "spawn"):
-            raise ValueError(f'start_method must be "forkserver" or "spawn", got {self.start_method!r}.')
+        if self.start_method not in (None, "forkserver", "spawn", RAY):
+            raise ValueError(f'start_method must be "forkserver", "spawn" or "ray", got {self.start_method!r}.')
 
     def count(self, n_envs: int) -> int:
         """
@@ -64,6 +68,8 @@ class WorkerOptions:
         """
         if self.n_workers != "auto":
             return min(self.n_workers, n_envs)
+        if self.start_method == RAY:
+            return min(count_cpus(), n_envs)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(cores, n_envs)
 

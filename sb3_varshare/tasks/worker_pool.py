@@ -15,8 +15,9 @@ import numpy.typing as npt
 from sb3_varshare.tasks.encoding import split_task
 from sb3_varshare.tasks.env_group import IDLE, RESETTING, EnvPlan, lay_out
 from sb3_varshare.tasks.layout import balance
+from sb3_varshare.tasks.ray_worker import RayWorker
 from sb3_varshare.tasks.worker import RAISED
-from sb3_varshare.tasks.worker_options import WorkerError, WorkerOptions
+from sb3_varshare.tasks.worker_options import RAY, WorkerError, WorkerOptions
 from sb3_varshare.tasks.worker_process import CLOSING_SECONDS, WorkerFailure, WorkerProcess
 
 # Restarts of a worker without a whole step of all its envs in between; one more is an error.
@@ -26,7 +27,7 @@ MAX_RESTARTS_IN_A_ROW = 3
 @dataclass
 class _Worker:
     number: int
-    process: WorkerProcess
+    process: WorkerProcess | RayWorker
     ranks: tuple[int, ...]
     incarnation: int = 0
     restarts_in_a_row: int = 0
@@ -170,7 +171,9 @@ class WorkerPool:
             self._end_all()
             raise
 
-    def _launch(self, number: int) -> WorkerProcess:
+    def _launch(self, number: int) -> WorkerProcess | RayWorker:
+        if self._options.start_method == RAY:
+            return RayWorker(self._pickled_plan, self.arrays, self._shape)
         arguments = (self._pickled_plan, self._buffer, self._shape)
         return WorkerProcess(self._options.method(), f"envs-{number}", arguments)
 

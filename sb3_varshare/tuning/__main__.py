@@ -20,9 +20,10 @@ try:
     from sb3_varshare.tuning.comparison import comparison_table
     from sb3_varshare.tuning.plots import plot_study
     from sb3_varshare.tuning.progress import FAILURE, unit_of, units_of
+    from sb3_varshare.tuning.queue import Worker
     from sb3_varshare.tuning.storage import open_storage
     from sb3_varshare.tuning.training import Settings, Trainer
-    from sb3_varshare.tuning.worker import SETTINGS_KEY, Worker, make_pruner, make_sampler, open_study
+    from sb3_varshare.tuning.worker import SETTINGS_KEY, Search, make_pruner, make_sampler, open_study
 except ModuleNotFoundError as missing:
     raise SystemExit(
         f'Tuning needs the package {missing.name!r}, which is not installed; run pip install "sb3_varshare[zoo]".'
@@ -80,7 +81,7 @@ def run(
         make_sampler(sampler, settings, n_startup_trials),
         make_pruner(pruner, settings, n_startup_trials),
     )
-    worker = Worker(study, trainer, n_trials, max_retries)
+    worker = Worker(study, Search(trainer, n_trials, max_retries), max_retries)
     try:
         progress = worker.run()
     except MISTAKES as error:

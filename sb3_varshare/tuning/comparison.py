@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from scipy import stats
 
 from sb3_varshare.evaluation import EpisodeResult
 from sb3_varshare.evaluation.task_evaluation import Estimate, mean_interval
+from sb3_varshare.tuning.files import write_whole
 from sb3_varshare.tuning.search_space import to_arguments, trial_arguments
 from sb3_varshare.tuning.training import Trainer
 
@@ -47,7 +47,7 @@ def compare(trainer: Trainer, params: dict[str, Any], seeds: Sequence[int], outp
             if not path.exists():
                 print(f"Training {arm} with seed {seed}.")
                 episodes = trainer.train(arguments, seed).episodes
-                _write(path, json.dumps([[arm, seed, *episode] for episode in episodes]))
+                write_whole(path, json.dumps([[arm, seed, *episode] for episode in episodes]))
     rows = [
         row
         for seed in seeds
@@ -55,7 +55,7 @@ def compare(trainer: Trainer, params: dict[str, Any], seeds: Sequence[int], outp
         for row in json.loads((output / f"{arm}_seed{seed}.json").read_text(encoding="utf-8"))
     ]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    _write(output / "comparison.csv", table.to_csv(index=False))
+    write_whole(output / "comparison.csv", table.to_csv(index=False))
     return table
 
 
@@ -63,16 +63,9 @@ def _claim(output: Path, what: dict[str, Any]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     path = output / "comparison.json"
     if not path.exists():
-        _write(path, json.dumps(what, indent=2))
+        write_whole(path, json.dumps(what, indent=2))
     elif json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(what)):
         raise ValueError(f"The folder {output} holds the runs of another trial or study; name another one.")
-
-
-def _write(path: Path, text: str) -> None:
-    """At once or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def iqm_interval(scores: np.ndarray, level: float = 0.95) -> Estimate:
@@ -107,25 +100,37 @@ def comparison_table(episodes: pd.DataFrame, level: float = 0.95) -> Table:
     for column, name in (("is_success", "success"), ("episode_return", "return")):
         if episodes[column].isna().any():
             continue
-        scores = {arm: _score_matrix(episodes, arm, column) for arm in (BEST, DEFAULT_ARM)}
+        scores = {arm: score_matrix(episodes, arm, column) for arm in (BEST, DEFAULT_ARM)}
         digits = 3 if name == "success" else 1
         for arm, matrix in scores.items():
             mean = mean_interval(matrix.mean(axis=1).tolist(), level)
-            table.add_row(arm, name, *_cells(mean, digits), *_cells(iqm_interval(matrix, level), digits))
+            table.add_row(
+                arm, name, *interval_cells(mean, digits), *interval_cells(iqm_interval(matrix, level), digits)
+            )
         # The same seeds in both arms.
         difference = (scores[BEST] - scores[DEFAULT_ARM]).mean(axis=1)
-        table.add_row("difference", name, *_cells(mean_interval(difference.tolist(), level), digits), "", "")
+        table.add_row("difference", name, *interval_cells(mean_interval(difference.tolist(), level), digits), "", "")
         table.add_section()
     return table
 
 
-def _score_matrix(episodes: pd.DataFrame, arm: str, column: str) -> np.ndarray:
+def score_matrix(episodes: pd.DataFrame, arm: str, column: str) -> np.ndarray:
+    """
+    :param episodes: a row for each arm, seed, task and episode
+    :param arm: which one
+    :param column: of the score
+    :return: (seeds, T) means over episodes
+    """
     rows = episodes[episodes["arm"] == arm].astype({column: float})
     return rows.pivot_table(index="seed", columns="task", values=column, aggfunc="mean").to_numpy()
 
 
-def _cells(estimate: Estimate, digits: int) -> tuple[str, str]:
+def interval_cells(estimate: Estimate, digits: int) -> tuple[str, str]:
+    """
+    :param estimate: of a score
+    :param digits: behind the point
+    :return: mean and interval for a table; no interval of one seed, or of equal values
+    """
     if estimate.low == estimate.high:
-        # Of one seed, or of equal values.
         return f"{estimate.mean:.{digits}f}", ""
     return f"{estimate.mean:.{digits}f}", f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}"

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
-from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 # User attributes of a trial. Optuna copies them into a retry, so the first names the trial that it is about.
@@ -115,13 +114,28 @@ class Caretaker:
 
     def __init__(self, study: optuna.Study, max_retries: int) -> None:
         self._study, self._max_retries = study, max_retries
-        storage: BaseStorage = study._storage
-        self.has_heartbeat = is_heartbeat_enabled(storage)
-        self._grace = 0.0
-        if isinstance(storage, BaseHeartbeat) and self.has_heartbeat:
-            self._grace = float(getattr(storage, "grace_period", None) or 2 * (storage.get_heartbeat_interval() or 0))
+        # A study has no public way to its storage, and puts a cache before a database: get_storage of Optuna 5.0.
+        storage: Any = getattr(study._storage, "_backend", study._storage)
+        interval = storage.get_heartbeat_interval() if isinstance(storage, RDBStorage) else None
+        self._database: RDBStorage | None = None if interval is None else storage
+        self._grace = 0.0 if interval is None else float(storage.grace_period or 2 * interval)
         # By this machine's clock: those of several may differ.
         self._first_seen: dict[int, float] = {}
+
+    @property
+    def has_heartbeat(self) -> bool:
+        """Whether lost trials are found."""
+        return self._database is not None
+
+    def record_heartbeat(self, trial: optuna.Trial) -> None:
+        """
+        Give the first sign of life of a trial; Optuna's thread gives the others.
+
+        :param trial: that this process has begun
+        """
+        if self._database is not None:
+            # A trial's public number is that within its study; the table of signs of life has the database's.
+            self._database.record_heartbeat(trial._trial_id)
 
     def look(self, progress: Progress) -> None:
         """

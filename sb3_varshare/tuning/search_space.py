@@ -75,6 +75,7 @@ class Choice:
 # stand for the batch size, which must be a multiple of the number of tasks; `width` is that of actor and critics.
 PARAMETERS: dict[str, Range | Choice] = {
     "beta": Range(1e-3, 1.0),
+    "beta_sigma": Range(1e-2, 10.0),
     "sigma_prior": Range(0.03, 0.6),
     "rows_per_task": Choice((16, 32, 64, 128, 256)),
     "learning_rate": Range(1e-4, 3e-3),
@@ -89,6 +90,7 @@ DEFAULT = ("beta", "sigma_prior", "rows_per_task")
 # Which adapters a parameter has an effect on; one that is not listed has an effect on all.
 ADAPTERS_OF: dict[str, tuple[str, ...]] = {
     "beta": ("varshare", "low_rank", "deterministic"),
+    "beta_sigma": ("varshare", "low_rank"),
     "sigma_prior": ("varshare", "low_rank", "deterministic"),
     "mu_lr_multiplier": ("varshare", "low_rank", "deterministic"),
     "rho_lr_multiplier": ("varshare", "low_rank"),
@@ -203,8 +205,10 @@ def claim_study(study: optuna.Study, declaration: Mapping[str, Any]) -> None:
     :param declaration: plain JSON values
     :raises ValueError: the study searches something else
     """
+    # In this order: who opens the study at the same moment writes first, and adds trials then.
+    is_new = not study.get_trials(deepcopy=False)
     found = study.user_attrs.get(STUDY_KEY)
-    if found is None and not study.get_trials(deepcopy=False):
+    if found is None and is_new:
         study.set_user_attr(STUDY_KEY, dict(declaration))
         return
     if found != declaration:

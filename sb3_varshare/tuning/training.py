@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from rl_zoo3.utils import get_callback_list
@@ -74,17 +75,36 @@ def _yaml_mapping(text: str, option: str) -> dict[str, Any]:
     return found
 
 
+class Measurement(NamedTuple):
+    """
+    An evaluation during a run.
+
+    :param number: of the evaluation, from 1
+    :param step: transitions of all tasks together
+    :param updates: gradient steps
+    :param seconds: of training alone, by the clock on the wall
+    :param evaluation: of every task
+    """
+
+    number: int
+    step: int
+    updates: int
+    seconds: float
+    evaluation: TaskEvaluation
+
+
 class Trainer:
     """
     Reads an entry of the zoo's files by the zoo's own reader, and trains agents of it.
 
     :param settings: what a run is
     :param device: of the agent
+    :param algo: name of the agent's algorithm in the zoo
     :raises ValueError: a key, a parameter or an argument is not possible, or the env is no suite
     :raises ImportError: if the suite's own package is not installed
     """
 
-    def __init__(self, settings: Settings, device: str = "cpu") -> None:
+    def __init__(self, settings: Settings, device: str = "cpu", algo: str = ALGO) -> None:
         settings.check()
         register()
         if not is_suite(settings.env):
@@ -97,7 +117,7 @@ class Trainer:
         env_kwargs = _yaml_mapping(settings.env_kwargs, "--env-kwargs")
         self.settings = settings
         self._manager = MultiTaskExperimentManager(
-            *(None, ALGO, settings.env, ""),
+            *(None, algo, settings.env, ""),
             config=settings.conf_file,
             hyperparams=params,
             env_kwargs=env_kwargs,
@@ -120,7 +140,7 @@ class Trainer:
         # What stands elsewhere in the declaration.
         elsewhere = ("n_timesteps", "search_space", "env_kwargs")
         self.declaration: dict[str, Any] = {
-            "algo": ALGO,
+            "algo": manager.algo,
             "env": self.settings.env,
             "env_kwargs": {**manager.env_kwargs, **env_kwargs},
             "entry": {key: value for key, value in manager.entry.items() if key not in elsewhere},
@@ -142,14 +162,14 @@ class Trainer:
         model.env.close()
 
     def train(
-        self, arguments: dict[str, Any], seed: int, report: Callable[[int, TaskEvaluation], None] | None = None
+        self, arguments: dict[str, Any], seed: int, report: Callable[[Measurement], None] | None = None
     ) -> TaskEvaluation:
         """
         One run.
 
         :param arguments: of the agent, in the place of those in the file
         :param seed: of everything
-        :param report: gets the number of an evaluation, from 1, and its outcome; what it raises ends the run
+        :param report: gets every evaluation; what it raises ends the run
         :return: the last evaluation
         :raises FloatingPointError: the run met numbers that are not finite
         """
@@ -159,7 +179,7 @@ class Trainer:
         eval_env = None
         try:
             eval_env = self._manager.create_envs(self._eval_envs, eval_env=True)
-            callback = Evaluations(eval_env, self.steps, self.settings, report or (lambda number, evaluation: None))
+            callback = Evaluations(eval_env, self.steps, self.settings, report or (lambda measurement: None))
             own = get_callback_list({"callback": self._manager.specified_callbacks})
             try:
                 model.learn(self.steps, callback=CallbackList([*own, callback]), log_interval=self.steps)
@@ -193,16 +213,18 @@ class Evaluations(BaseCallback):
     :param eval_env: for evaluation
     :param steps: of the training
     :param settings: number of evaluations, and their episodes
-    :param report: gets the number of an evaluation, from 1, and its outcome
+    :param report: gets every evaluation
     """
 
-    def __init__(
-        self, eval_env: VecEnv, steps: int, settings: Settings, report: Callable[[int, TaskEvaluation], None]
-    ) -> None:
+    def __init__(self, eval_env: VecEnv, steps: int, settings: Settings, report: Callable[[Measurement], None]) -> None:
         super().__init__()
         self._eval_env, self._report, self._n_episodes = eval_env, report, settings.eval_episodes
         self._schedule = _Schedule(steps, settings.evaluations)
         self.last: TaskEvaluation | None = None
+        self._started, self._paused = time.perf_counter(), 0.0
+
+    def _on_training_start(self) -> None:
+        self._started = time.perf_counter()
 
     def _on_step(self) -> bool:
         if self._schedule.is_due(self.num_timesteps):
@@ -216,5 +238,9 @@ class Evaluations(BaseCallback):
 
     def _evaluate(self) -> None:
         self._schedule.done += 1
+        begun = time.perf_counter()
+        seconds = begun - self._started - self._paused
         self.last = evaluate_tasks(self.model, self._eval_env, self._n_episodes)
-        self._report(self._schedule.done, self.last)
+        self._paused += time.perf_counter() - begun
+        updates = int(getattr(self.model, "_n_updates", 0))
+        self._report(Measurement(self._schedule.done, self.num_timesteps, updates, seconds, self.last))

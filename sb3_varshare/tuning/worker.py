@@ -1,13 +1,9 @@
-"""A worker of a study: takes trials from the storage until all of them are done."""
+"""What the workers of a study do, and what the study keeps."""
 
 from __future__ import annotations
 
 import math
-import os
-import random
-import socket
-import time
-import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -16,25 +12,18 @@ import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
-from optuna.storages._heartbeat import BaseHeartbeat
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial
 
 from sb3_varshare.evaluation import TaskEvaluation
 from sb3_varshare.tuning.objective import objective_value
-from sb3_varshare.tuning.progress import FAILURE, STARTED, SURPLUS, Caretaker, Progress, is_surplus, progress_of
+from sb3_varshare.tuning.progress import FAILURE, Progress, is_surplus, progress_of
 from sb3_varshare.tuning.search_space import claim_study
-from sb3_varshare.tuning.training import Settings, Trainer
+from sb3_varshare.tuning.training import Measurement, Settings, Trainer
 from sb3_varshare.tuning.trial_sampler import TrialSeededSampler
 from sb3_varshare.zoo.manager import TRIAL_FAILURES
 
 # Under this name a study keeps the options that its settings were read from.
 SETTINGS_KEY = "settings"
-# Seconds between two looks of a worker that waits for the others' trials; drawn anew each time.
-PAUSE = (0.5, 1.5)
-
-
-class SurplusTrial(Exception):
-    """Two workers have taken the last place at the same moment; this one's trial is not needed."""
 
 
 def make_sampler(name: str, settings: Settings, n_startup_trials: int) -> BaseSampler:
@@ -84,82 +73,37 @@ def open_study(
     return study
 
 
-class Worker:
+class Search:
     """
-    Takes trials until all are done.
+    What the workers of a study do.
 
-    :param study: shared by all workers
     :param trainer: of the study's settings
     :param n_trials: of the whole study; a trial with all its retries counts once
     :param max_retries: of a lost trial
     """
 
-    def __init__(self, study: optuna.Study, trainer: Trainer, n_trials: int, max_retries: int) -> None:
-        self._study, self._trainer, self._n_trials, self._max_retries = study, trainer, n_trials, max_retries
-        self._caretaker = Caretaker(study, max_retries)
-        self._current: int | None = None
-        self._has_erred = False
+    def __init__(self, trainer: Trainer, n_trials: int, max_retries: int) -> None:
+        self._trainer, self._n_trials, self._max_retries = trainer, n_trials, max_retries
 
-    def progress(self) -> Progress:
-        """How far the study is at this moment."""
-        return progress_of(self._study.get_trials(), self._n_trials, self._max_retries)
+    def progress(self, trials: Sequence[FrozenTrial]) -> Progress:
+        """As in :class:`~sb3_varshare.tuning.queue.Work`."""
+        return progress_of(trials, self._n_trials, self._max_retries)
 
-    def run(self) -> Progress:
-        """
-        Work until all trials are done; where the storage has no heartbeat, until the others have begun the last.
+    def is_surplus(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
+        """As in :class:`~sb3_varshare.tuning.queue.Work`."""
+        return is_surplus(trial, trials, self._n_trials)
 
-        :return: how far the study is then
-        :raises KeyboardInterrupt: this worker was told to stop; its trial is in the queue again
-        """
-        while True:
-            progress = self.progress()
-            if progress.finished >= self._n_trials:
-                return progress
-            self._caretaker.look(progress)
-            if progress.waiting or progress.unclaimed:
-                self._take_one()
-            elif self._caretaker.has_heartbeat:
-                time.sleep(random.uniform(*PAUSE))
-            else:
-                return progress
-
-    def _take_one(self) -> None:
-        self._current, self._has_erred = None, False
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self._study.optimize(self._objective, n_trials=1, catch=(SurplusTrial,), gc_after_trial=True)
-        except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
-            if self._has_erred:
-                raise
-            # Optuna could not write the outcome, as another worker had ended the trial.
-            print(f"Trial {self._current} was taken for lost, since this worker did not answer for too long.")
-        except KeyboardInterrupt:
-            for trial in self._study.get_trials(states=[TrialState.FAIL]):
-                if trial.number == self._current and not {FAILURE, SURPLUS} & set(trial.user_attrs):
-                    self._caretaker.give_back(trial)
-            raise
-
-    def _objective(self, trial: optuna.Trial) -> float:
-        self._current = trial.number
-        try:
-            return self._work_on(trial)
-        except (optuna.TrialPruned, optuna.exceptions.UpdateFinishedTrialError):
-            raise
-        except BaseException:
-            self._has_erred = True
-            raise
-
-    def _work_on(self, trial: optuna.Trial) -> float:
-        self._begin(trial)
+    def do(self, trial: optuna.Trial) -> float:
+        """As in :class:`~sb3_varshare.tuning.queue.Work`."""
         values: list[float] = []
         evaluations: list[TaskEvaluation] = []
         arguments = self._trainer.space.sample(trial, self._trainer.n_tasks)
         settings = self._trainer.settings
         for run, seed in enumerate(settings.seeds):
 
-            def report(number: int, evaluation: TaskEvaluation, before: int = run * settings.evaluations) -> None:
-                trial.report(float(np.mean([*values, objective_value(evaluation)])), before + number)
+            def report(measured: Measurement, before: int = run * settings.evaluations) -> None:
+                value = objective_value(measured.evaluation)
+                trial.report(float(np.mean([*values, value])), before + measured.number)
                 if trial.should_prune():
                     raise optuna.TrialPruned
 
@@ -173,18 +117,6 @@ class Worker:
             return self._failed(trial, f"The returns are not finite: {values}")
         self._describe(trial, values, evaluations)
         return float(np.mean(values))
-
-    def _begin(self, trial: optuna.Trial) -> None:
-        storage = self._study._storage
-        if self._caretaker.has_heartbeat and isinstance(storage, BaseHeartbeat):
-            # Optuna's thread does the same at some time soon; from the attribute on, others rely on it.
-            storage.record_heartbeat(trial._trial_id)
-        trial.set_user_attr(STARTED, {"trial": trial.number, "worker": f"{socket.gethostname()}:{os.getpid()}"})
-        trials = self._study.get_trials()
-        own = next(found for found in trials if found.number == trial.number)
-        if is_surplus(own, trials, self._n_trials):
-            trial.set_user_attr(SURPLUS, True)
-            raise SurplusTrial(f"Trial {trial.number} is not needed.")
 
     @staticmethod
     def _failed(trial: optuna.Trial, reason: str) -> float:

@@ -20,6 +20,8 @@ from sb3_varshare.replay.task_replay_buffer import to_tensors
 from sb3_varshare.tasks.encoding import check_one_hot, split_task
 from sb3_varshare.types import Transitions
 from sb3_varshare.varshare_sac.exploration import PosteriorExplorer
+from sb3_varshare.varshare_sac.observation_norm import ObservationNorm
+from sb3_varshare.varshare_sac.peers import Peers
 from sb3_varshare.varshare_sac.policies import MultiTaskPolicy
 from sb3_varshare.varshare_sac.task_stats import TaskStats
 from sb3_varshare.varshare_sac.tensor_collection import TensorCollector, has_tensor_face
@@ -42,6 +44,9 @@ class MultiTaskCollection(SAC, ABC):
     one_hot_size: int
     _explorer: PosteriorExplorer | None
     _collector: TensorCollector | None
+    # Where several processes train one agent: the others, and what this one has seen. See sb3_varshare.distributed.
+    _peers: Peers | None = None
+    _own_observation_norm: ObservationNorm | None = None
 
     def _setup_learn(
         self,
@@ -71,6 +76,27 @@ class MultiTaskCollection(SAC, ABC):
     def is_warm(self) -> bool:
         """Whether the warm-up is over: enough transitions, and every task has a reward scale."""
         return self.num_timesteps > self.learning_starts and not self.reward_scale.missing_tasks()
+
+    def is_ready(self) -> bool:
+        """
+        Whether gradient steps can be taken. With other processes, learns of their data, and all have the same answer.
+        """
+        if self._peers is None:
+            return self.is_warm() and not self.replay_buffer.empty_tasks()
+        if self._own_observation_norm is not None:
+            assert isinstance(self.policy.observation_norm, ObservationNorm)
+            self._peers.merge_observations(self._own_observation_norm, self.policy.observation_norm)
+        counts = self.replay_buffer.transition_counts().to(self.device)
+        return self._peers.exchange(self.reward_scale, counts, not self.replay_buffer.empty_tasks())
+
+    def data_counts(self) -> tuple[th.Tensor, int]:
+        """
+        :return: transitions of each task that gradient steps are drawn from, (T,), and the number of processes whose
+            replays hold them
+        """
+        if self._peers is None:
+            return self.replay_buffer.transition_counts().to(self.device), 1
+        return self._peers.counts, self._peers.n_processes
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -169,7 +195,8 @@ class MultiTaskCollection(SAC, ABC):
         :param step: on any device; the device is not waited for
         """
         self.replay_buffer.add_tensors(step)
-        self.policy.observation_norm.update(*split_task(step.observations, self.one_hot_size))
+        norm = self._own_observation_norm or self.policy.observation_norm
+        norm.update(*split_task(step.observations, self.one_hot_size))
 
     def count(
         self,

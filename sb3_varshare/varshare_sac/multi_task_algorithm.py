@@ -169,7 +169,7 @@ class MultiTaskAlgorithm(MultiTaskCollection):
 
     def _excluded_save_params(self) -> list[str]:
         runtime = ["lr_schedule", "target_entropy_tensor", "task_stats", "_explorer", "_collector", "memory_need"]
-        return [*super()._excluded_save_params(), *runtime]
+        return [*super()._excluded_save_params(), *runtime, "_peers", "_own_observation_norm"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()

@@ -285,7 +285,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         :param gradient_steps: how many
         :param batch_size: rows of all tasks together
         """
-        if not self.is_warm() or self.replay_buffer.empty_tasks():
+        if not self.is_ready():
             return
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
@@ -317,10 +317,10 @@ class VarShareSAC(MultiTaskAlgorithm):
         beta = FloatSchedule(self.beta)(self._current_progress_remaining)
         if self.beta_warmup:
             beta *= min(1.0, (1 - self._current_progress_remaining) / self.beta_warmup)
-        counts = self.replay_buffer.transition_counts().to(self.device)
+        counts, n_processes = self.data_counts()
         if self.kl_scale == "constant":
-            counts = th.full_like(counts, self.replay_buffer.buffer_size)
-        weights = losses.kl_weights(counts, batch_size // self.n_tasks)
+            counts = th.full_like(counts, n_processes * self.replay_buffer.buffer_size)
+        weights = losses.kl_weights(counts, n_processes * batch_size // self.n_tasks)
         return KLWeights(beta * weights, (beta if self.beta_sigma is None else self.beta_sigma) * weights)
 
     @th.no_grad()

@@ -43,9 +43,8 @@ class AssignTasks(VecEnvWrapper):
         lay_out = _evaluation_layout if is_evaluation else _training_layout
         self.layout, ranks = lay_out(venv.num_envs, len(tasks.names))
         for env, (cycle, rank) in enumerate(zip(self.layout, ranks, strict=True)):
-            venv.env_method("set_tasks", cycle, indices=env)
-            # Through all wrappers, down to the env that has it. It was made without knowing its rank.
-            venv.env_method("set_wrapper_attr", "_rank", rank, indices=env)
+            # It was made without knowing its rank.
+            venv.env_method("set_tasks", cycle, rank, indices=env)
         self._share_seed()
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:

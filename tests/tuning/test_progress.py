@@ -93,7 +93,8 @@ def test_what_the_heartbeat_cannot_see_is_queued_again(tmp_path: Any, monkeypatc
     alive = study.ask()
     alive.set_user_attr("started", {"trial": alive.number})
     first, second = Caretaker(study, 3), Caretaker(study, 3)
-    for now in (0.0, 2.0, 3.5):
+    # Longer than two heartbeats and shorter than the grace period; then longer than that.
+    for now in (0.0, 2.5, 3.5):
         clock.now = now
         seen = progress_of(study.trials, 3, 3)
         for caretaker in (first, second):

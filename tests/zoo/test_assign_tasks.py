@@ -10,7 +10,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_varshare.evaluation.evaluation_env import rewind
-from sb3_varshare.tasks import MultiTaskVecEnv, make_suite, split_task
+from sb3_varshare.tasks import MultiTaskEnv, MultiTaskVecEnv, make_suite, split_task
 from sb3_varshare.zoo import AssignTasks
 
 N_TASKS = 5
@@ -97,6 +97,15 @@ def test_copies_of_a_task_play_different_episodes() -> None:
         rows = assigned(10, purpose).reset()
         assert not np.array_equal(rows[:5], rows[5:])
         np.testing.assert_array_equal(split_task(rows[:5], N_TASKS)[1], split_task(rows[5:], N_TASKS)[1])
+
+
+def test_another_rank_is_on_streams_of_its_own() -> None:
+    env = MultiTaskEnv("contextual", seed=7)
+    first = env.reset()[0]
+    env.set_tasks([0], rank=2)
+    expected = MultiTaskEnv("contextual", seed=7, rank=2).reset()[0]
+    np.testing.assert_array_equal(env.reset()[0], expected)
+    assert not np.array_equal(first, expected)
 
 
 def test_own_envs_are_left_as_they_are() -> None:
