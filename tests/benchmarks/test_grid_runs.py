@@ -64,6 +64,11 @@ def test_a_killed_grid_goes_on_and_repeats_itself(tmp_path: Path) -> None:
     assert len(table) == 2 + 2 * 2 + 2 * (2 * 2)
     assert set(table["status"]) == {"finished"}
     assert table.loc[table["agent"] == "base", "base_return"].notna().all()
+    # What was kept becomes the same files again; those that are there are left alone.
+    assert store.restore(SMOKE, tmp_path / "again", tmp_path / "kept") == len(UNITS)
+    assert contents(tmp_path / "again") == first
+    assert all(store.is_finished(unit, tmp_path / "again") for unit in UNITS)
+    assert store.restore(SMOKE, tmp_path / "again", tmp_path / "kept") == 0
 
 
 def test_training_does_not_depend_on_how_often_it_is_evaluated(tmp_path: Path) -> None:
