@@ -31,12 +31,13 @@ class MultiTaskAlgorithm(MultiTaskCollection):
     Base of :class:`~sb3_varshare.VarShareSAC`: everything but the networks' set-up and the gradient step.
 
     Attributes that describe the tasks, all plain data and saved with the model: ``n_tasks``, ``task_names``,
-    ``full_names``, ``action_sizes``, ``action_bounds``, ``protocol``, ``one_hot_size``. The protocol is that of the
-    last training.
+    ``full_names``, ``action_sizes``, ``action_bounds``, ``observation_sizes`` (empty where nobody knows them),
+    ``protocol``, ``one_hot_size``. The protocol is that of the last training.
     """
 
     full_names: list[str]
     action_bounds: list[ActionBounds] | None
+    observation_sizes: list[int]
 
     def _describe_tasks(self, n_tasks: int | None) -> None:
         if self.env is None:
@@ -51,6 +52,7 @@ class MultiTaskAlgorithm(MultiTaskCollection):
         self.full_names = list(description.full_names)
         self.action_sizes = list(description.action_sizes)
         self.action_bounds = None if description.action_bounds is None else list(description.action_bounds)
+        self.observation_sizes = list(description.observation_sizes)
         self.protocol = description.protocol
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -273,9 +275,10 @@ class MultiTaskAlgorithm(MultiTaskCollection):
 
     @staticmethod
     def _complete(data: dict[str, Any], env: Any) -> None:
-        """What files of older versions lack: bounds from the environment or, as an empty list, not known."""
+        """What files of older versions lack: from the environment or, as an empty list, not known."""
         found = None if env is None else find_tasks(env)
         data.setdefault("full_names", list(found.full_names) if found else [])
+        data.setdefault("observation_sizes", list(found.observation_sizes) if found else [])
         bounds = found.action_bounds if found else () if data["protocol"] else None
         data.setdefault("action_bounds", None if bounds is None else list(bounds))
 
