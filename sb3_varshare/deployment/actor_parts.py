@@ -111,12 +111,11 @@ def task_facts(model: MultiTaskAlgorithm, task_id: int) -> TaskFacts:
         )
     else:
         bounds = model.action_bounds[task_id]
-    size, own = model.policy.observation_size, model.observation_sizes
+    own = model.observation_sizes
     return TaskFacts(
         model.task_names[task_id],
         model.full_names[task_id] if model.full_names else "",
-        # A wrapper that changes the observation makes another length of it than the suite knows.
-        own[task_id] if own and max(own) == size else size,
+        own[task_id] if own else model.policy.observation_size,
         (tuple(bounds[0]), tuple(bounds[1])),
     )
 

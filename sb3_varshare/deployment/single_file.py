@@ -21,10 +21,10 @@ from sb3_varshare.deployment.plain_actor import PlainActor
 from sb3_varshare.varshare_sac.saving import write_atomically
 
 OPSET = 18
-INPUT, OUTPUT = "observation", "action"
+INPUT, OUTPUT, BATCH = "observation", "action", "batch"
 # Of the distance between a task's bounds: what another runtime's rounding may change.
 TOLERANCE = 1e-4
-BATCHES = (1, 2, 33)
+BATCH_SIZES = (1, 2, 33)
 
 Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
 
@@ -105,6 +105,8 @@ def make_onnx(actor: PlainActor, description: dict[str, Any]) -> tuple[bytes, Ru
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=[OUTPUT],
+            # The names of the axes, which the graph itself does not keep.
+            dynamic_shapes=({0: BATCH},),
             external_data=False,
             verbose=False,
         )
@@ -127,7 +129,7 @@ def trace(actor: PlainActor) -> th.export.ExportedProgram:
     :return: it as a graph for any number of observations, with nothing in it of where it was made
     """
     example = (th.zeros(2, actor.observation_size),)
-    program = th.export.export(actor, example, dynamic_shapes=({0: th.export.Dim("batch")},))
+    program = th.export.export(actor, example, dynamic_shapes=({0: th.export.Dim(BATCH)},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
@@ -141,7 +143,7 @@ def check(actor: PlainActor, run: Run, path: Path) -> None:
     :raises RuntimeError: they do not act alike
     """
     generator = np.random.default_rng(0)
-    for n_rows in BATCHES:
+    for n_rows in BATCH_SIZES:
         rows = generator.normal(size=(n_rows, actor.observation_size)).astype(np.float32)
         expected, found = actor(th.from_numpy(rows)).numpy(), run(rows)
         reach = 2 * actor.action_map.reach.numpy() * TOLERANCE

@@ -67,6 +67,7 @@ class TaskDescription(NamedTuple):
     :param action_bounds: (T,) lowest and highest action of each task's own env; None where nobody maps the agent's
         actions onto others
     :param observation_sizes: (T,) length of each task's own observation; empty where it is not known
+    :param observation_size: D, to which all are padded; 0 where it is not known
     """
 
     names: tuple[str, ...]
@@ -75,6 +76,7 @@ class TaskDescription(NamedTuple):
     full_names: tuple[str, ...] = ()
     action_bounds: tuple[ActionBounds, ...] | None = None
     observation_sizes: tuple[int, ...] = ()
+    observation_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ class TaskSuite:
             tuple(task.full_name for task in self.tasks),
             tuple(task.bounds for task in self.tasks),
             tuple(task.observation_size for task in self.tasks),
+            self.observation_size,
         )
 
 

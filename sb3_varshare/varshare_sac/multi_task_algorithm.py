@@ -18,7 +18,7 @@ from sb3_varshare.tasks.encoding import append_task
 from sb3_varshare.tasks.spaces import ActionBounds, to_bounds
 from sb3_varshare.tasks.suite import TaskDescription, find_tasks, nearest
 from sb3_varshare.varshare_sac import saving
-from sb3_varshare.varshare_sac.arguments import check_not_normalized, describe_tasks
+from sb3_varshare.varshare_sac.arguments import check_not_normalized, describe_tasks, own_observation_sizes
 from sb3_varshare.varshare_sac.collection import MultiTaskCollection
 from sb3_varshare.varshare_sac.diagnostics import residual_statistics
 from sb3_varshare.varshare_sac.policies import MultiTaskPolicy
@@ -52,7 +52,7 @@ class MultiTaskAlgorithm(MultiTaskCollection):
         self.full_names = list(description.full_names)
         self.action_sizes = list(description.action_sizes)
         self.action_bounds = None if description.action_bounds is None else list(description.action_bounds)
-        self.observation_sizes = list(description.observation_sizes)
+        self.observation_sizes = own_observation_sizes(description, self.observation_space)
         self.protocol = description.protocol
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -278,7 +278,8 @@ class MultiTaskAlgorithm(MultiTaskCollection):
         """What files of older versions lack: from the environment or, as an empty list, not known."""
         found = None if env is None else find_tasks(env)
         data.setdefault("full_names", list(found.full_names) if found else [])
-        data.setdefault("observation_sizes", list(found.observation_sizes) if found else [])
+        sizes = own_observation_sizes(found, data["observation_space"]) if found else []
+        data.setdefault("observation_sizes", sizes)
         bounds = found.action_bounds if found else () if data["protocol"] else None
         data.setdefault("action_bounds", None if bounds is None else list(bounds))
 

@@ -157,6 +157,7 @@ def test_a_source_of_ones_own(grid_source: str) -> None:
         ("grid/west", "grid/east"),
         (TORQUES, TORQUES),
         (5, 5),
+        5,
     )
     env = MultiTaskEnv(["grid/east", "contextual/light"], horizon=3)
     env.reset()
