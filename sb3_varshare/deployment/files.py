@@ -61,7 +61,7 @@ def digest(record: Record, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     shapes = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
     total = hashlib.sha256(canonical([record, shapes]).encode())
     for name in sorted(arrays):
-        total.update(np.ascontiguousarray(arrays[name]).data)
+        total.update(arrays[name].tobytes())
     return total.hexdigest()
 
 
@@ -80,6 +80,8 @@ def write_tensors(path: Path, kind: str, record: Record, arrays: Arrays) -> None
     :param record: JSON types only
     :param arrays: by name, of the types in :data:`TYPES`
     """
+    # safetensors writes memory as it lies there.
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     metadata = {"format": kind, "version": str(VERSION), "record": canonical(record)}
     data = save(arrays, {**metadata, "sha256": digest(record, arrays)})
     write_atomically(path, lambda file: file.write(data))
