@@ -128,7 +128,7 @@ def trace(actor: PlainActor) -> th.export.ExportedProgram:
     :param actor: the network
     :return: it as a graph for any number of observations, with nothing in it of where it was made
     """
-    example = (th.zeros(2, actor.observation_size),)
+    example = (th.zeros(2, actor.observation_size, dtype=th.float32),)
     program = th.export.export(actor, example, dynamic_shapes=({0: th.export.Dim(BATCH)},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
