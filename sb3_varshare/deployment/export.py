@@ -49,7 +49,8 @@ def export_policy(
 
     :param model: the agent
     :param folder: where to
-    :param overwrite: replace another policy with all its tasks, or of one with the same base the tasks that have changed
+    :param overwrite: replace another policy with all its tasks, or, of one with the same base, the tasks that have
+        changed
     :param tasks: names or indices of those that are written; all by default
     :return: the folder
     :raises ValueError: the folder holds something else and ``overwrite`` is not set, there is no such task, or a
