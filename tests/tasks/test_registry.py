@@ -156,6 +156,8 @@ def test_a_source_of_ones_own(grid_source: str) -> None:
         {"success": "any step of the episode", "grid": {"horizon": 7, "wind": 2.0}},
         ("grid/west", "grid/east"),
         (TORQUES, TORQUES),
+        (5, 5),
+        5,
     )
     env = MultiTaskEnv(["grid/east", "contextual/light"], horizon=3)
     env.reset()
