@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecMonitor
 
 from sb3_varshare.presets import preset_arguments
 from sb3_varshare.tasks import MultiTaskVecEnv, WorkerOptions, make_suite
+from sb3_varshare.tasks.layout import evaluation_layout
 from sb3_varshare.tuning.search_space import SearchSpace, claim_study, to_arguments
 from sb3_varshare.tuning.trial_sampler import TrialSeededSampler, trial_seed
 from sb3_varshare.zoo.callbacks import ZooEvalCallback
@@ -190,7 +191,9 @@ class MultiTaskExperimentManager(ExperimentManager):
         purpose, render_mode = options.pop("purpose", "train"), options.pop("render_mode", None)
         suite = make_suite(options.pop("suite"), **options)
         workers = WorkerOptions("auto", **self.vec_env_kwargs)
-        env: VecEnv = MultiTaskVecEnv(suite, n_envs, self.seed, purpose, render_mode, workers=workers)
+        # What AssignTasks would do; these envs know their tasks from the start.
+        layout = evaluation_layout(n_envs, suite.n_tasks) if purpose == "evaluation" else None
+        env: VecEnv = MultiTaskVecEnv(suite, n_envs, self.seed, purpose, render_mode, workers=workers, layout=layout)
         if not no_log:
             with warnings.catch_warnings():
                 # These envs count episodes in SB3's way already, but write no file.
