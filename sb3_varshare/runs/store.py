@@ -102,10 +102,12 @@ class Store:
         """
         if self.is_finished(unit):
             return "finished", ""
-        running, failed = self.path(unit, ".running"), self.path(unit, ".failed")
-        if running.exists() and _is_alive(mark := _read(running)):
+        if (mark := _read_if_there(self.path(unit, ".running"))) and _is_alive(mark):
             return "running", f"process {mark['pid']} on {mark['host']}"
-        return ("failed", _read(failed)[FAILURE]) if failed.exists() else ("missing", "")
+        if failed := _read_if_there(self.path(unit, ".failed")):
+            return "failed", failed[FAILURE]
+        # Since the first look it may have ended.
+        return ("finished", "") if self.is_finished(unit) else ("missing", "")
 
     def begin(self, unit: Unit) -> None:
         """
@@ -139,6 +141,14 @@ def _is_alive(mark: dict[str, Any]) -> bool:
         return bool(psutil.Process(mark["pid"]).create_time() == mark["started"])
     except psutil.NoSuchProcess:
         return False
+
+
+def _read_if_there(path: Path) -> dict[str, Any] | None:
+    """Another process may remove it at any moment."""
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        return None
 
 
 def _read(path: Path) -> dict[str, Any]:
