@@ -14,6 +14,7 @@ import psutil
 from sb3_varshare.runs.unit import Result, Unit
 from sb3_varshare.tuning.files import write_whole
 from sb3_varshare.tuning.progress import FAILURE
+from sb3_varshare.tuning.search_space import name_differences
 
 State = Literal["finished", "running", "failed", "missing"]
 MARK = "runs.json"
@@ -83,14 +84,9 @@ class Store:
         path = self.path(unit)
         found = _read(path)
         if found["identity"] != unit.identity:
-            there, here = found["settings"], unit.settings
-            changed = [
-                f"{key}: {there.get(key)!r} in the file, {here.get(key)!r} now"
-                for key in sorted({*there, *here})
-                if there.get(key) != here.get(key)
-            ]
+            changed = "; ".join(name_differences(found["settings"], unit.settings, "the file"))
             raise ValueError(
-                f"{path} holds results of other settings ({'; '.join(changed)}). Use another folder, undo the change "
+                f"{path} holds results of other settings ({changed}). Use another folder, undo the change "
                 "of the declaration, or move the file away to run the unit anew."
             )
         return found

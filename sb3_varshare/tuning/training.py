@@ -68,8 +68,15 @@ class Settings:
         return list(range(self.seed, self.seed + self.seeds_per_trial))
 
 
+def _yaml(text: str, option: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"Expected YAML as {option}, got {text!r}: {error}") from error
+
+
 def _yaml_mapping(text: str, option: str) -> dict[str, Any]:
-    found = yaml.safe_load(text)
+    found = _yaml(text, option)
     if not isinstance(found, dict):
         raise ValueError(f"Expected a YAML mapping such as '{{key: value}}' as {option}, got {text!r}.")
     return found
@@ -113,7 +120,7 @@ class Trainer:
             raise ValueError(f"There is no file {settings.conf_file!r} of hyper-parameters.")
         params = _yaml_mapping(settings.params, "--params")
         if settings.search_space is not None:
-            params["search_space"] = yaml.safe_load(settings.search_space)
+            params["search_space"] = _yaml(settings.search_space, "--search-space")
         env_kwargs = _yaml_mapping(settings.env_kwargs, "--env-kwargs")
         self.settings = settings
         self._manager = MultiTaskExperimentManager(
