@@ -179,6 +179,7 @@ class Trainer:
         :param report: gets every evaluation; what it raises ends the run
         :return: the last evaluation
         :raises FloatingPointError: the run met numbers that are not finite
+        :raises ValueError: the agent has learned nothing, as the warm-up was not over at the end
         """
         set_random_seed(seed)
         model = self._manager.make_agent(arguments, seed)
@@ -193,6 +194,12 @@ class Trainer:
             except (AssertionError, ValueError) as error:
                 # PyTorch's distributions raise it for weights that are not finite.
                 raise FloatingPointError(f"{type(error).__name__}: {error}") from error
+            if getattr(model, "_n_updates", None) == 0:
+                raise ValueError(
+                    f"The agent took no gradient step in {self.steps} steps of all tasks together: they were its "
+                    f"warm-up (learning_starts={getattr(model, 'learning_starts', 0)}, and varshare_sac waits until "
+                    "every task has finished an episode). Give more steps, or fewer learning_starts."
+                )
             assert callback.last is not None
             return callback.last
         finally:

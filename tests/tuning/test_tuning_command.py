@@ -176,6 +176,11 @@ def test_any_other_error_ends_the_worker_and_the_trial_is_not_done(
     assert progress_of([trial], 1, 3).lost == [trial]
 
 
+def test_a_trial_that_ends_within_the_warm_up_is_a_mistake(tuning: Command) -> None:
+    with pytest.raises(RuntimeError, match=r"no gradient step in 60 steps .*learning_starts=61, "):
+        tuning(*RUN, *STORED, "--n-trials", "1", "--params", TINY.replace("starts: 20", "starts: 61"))
+
+
 def test_a_comparison_without_a_run_is_refused(tuning: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     tuning(*RUN, *STORED, "--n-trials", "1")
 
