@@ -24,7 +24,7 @@ try:
     from sb3_varshare.runs.report import collect as collect_rows
     from sb3_varshare.runs.report import report
     from sb3_varshare.runs.store import Store
-    from sb3_varshare.runs.unit import Result, Unit, attempt, make_trainer
+    from sb3_varshare.runs.unit import Result, Unit, attempt, check_device, make_trainer
     from sb3_varshare.tuning.files import write_whole
     from sb3_varshare.tuning.progress import FAILURE
     from sb3_varshare.tuning.storage import open_storage
@@ -75,6 +75,8 @@ def run(
     missing = [unit for unit in units if not store.is_finished(unit)]
     # One of each arm and suite, so that a mistake in the last one is found before the first is trained.
     for unit in {(unit.suite, unit.arm): unit for unit in missing}.values():
+        if address is None:
+            check_device(unit)
         make_trainer(unit).check()
     queue = None
     if storage is not None:
@@ -124,6 +126,7 @@ def unit(file: File, output: Path, index: int | None = None, name: str | None = 
     if store.is_finished(chosen):
         print(f"{chosen.name} is finished already.")
         return 0
+    check_device(chosen)
     store.claim(grid)
     store.begin(chosen)
     result = attempt(chosen)

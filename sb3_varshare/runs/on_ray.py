@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from sb3_varshare.runs.unit import Result, Unit, attempt
 from sb3_varshare.tuning.progress import FAILURE
@@ -40,6 +40,7 @@ def run_on_ray(
     else:
         ray.init(address=address, log_to_driver=False)
     try:
+        warn_of_waiting(units, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         task = ray.remote(attempt)
         running = {
             task.options(
@@ -57,3 +58,16 @@ def run_on_ray(
             record(unit, result)
     finally:
         ray.shutdown()
+
+
+def warn_of_waiting(units: Sequence[Unit], machines: Sequence[Mapping[str, float]]) -> None:
+    """
+    Say so where units have no place yet. A cluster may grow, so that Ray keeps them and says nothing.
+
+    :param units: to be run
+    :param machines: resources of each by Ray's names
+    """
+    processors, gpus = max(unit.threads for unit in units), int(any(unit.device == "cuda" for unit in units))
+    if not any(found.get("CPU", 0) >= processors and found.get("GPU", 0) >= gpus for found in machines):
+        needed = f"{processors} processor(s){' and a GPU' if gpus else ''}"
+        print(f"No machine of the Ray cluster has {needed}: units wait until one joins. Ctrl-C ends this.")

@@ -14,6 +14,7 @@ import psutil
 from sb3_varshare.runs.unit import Result, Unit
 from sb3_varshare.tuning.files import write_whole
 from sb3_varshare.tuning.progress import FAILURE
+from sb3_varshare.tuning.search_space import name_differences
 
 State = Literal["finished", "running", "failed", "missing"]
 MARK = "runs.json"
@@ -83,14 +84,9 @@ class Store:
         path = self.path(unit)
         found = _read(path)
         if found["identity"] != unit.identity:
-            there, here = found["settings"], unit.settings
-            changed = [
-                f"{key}: {there.get(key)!r} in the file, {here.get(key)!r} now"
-                for key in sorted({*there, *here})
-                if there.get(key) != here.get(key)
-            ]
+            changed = "; ".join(name_differences(found["settings"], unit.settings, "the file"))
             raise ValueError(
-                f"{path} holds results of other settings ({'; '.join(changed)}). Use another folder, undo the change "
+                f"{path} holds results of other settings ({changed}). Use another folder, undo the change "
                 "of the declaration, or move the file away to run the unit anew."
             )
         return found
@@ -102,10 +98,12 @@ class Store:
         """
         if self.is_finished(unit):
             return "finished", ""
-        running, failed = self.path(unit, ".running"), self.path(unit, ".failed")
-        if running.exists() and _is_alive(mark := _read(running)):
+        if (mark := _read_if_there(self.path(unit, ".running"))) and _is_alive(mark):
             return "running", f"process {mark['pid']} on {mark['host']}"
-        return ("failed", _read(failed)[FAILURE]) if failed.exists() else ("missing", "")
+        if failed := _read_if_there(self.path(unit, ".failed")):
+            return "failed", failed[FAILURE]
+        # Since the first look it may have ended.
+        return ("finished", "") if self.is_finished(unit) else ("missing", "")
 
     def begin(self, unit: Unit) -> None:
         """
@@ -139,6 +137,14 @@ def _is_alive(mark: dict[str, Any]) -> bool:
         return bool(psutil.Process(mark["pid"]).create_time() == mark["started"])
     except psutil.NoSuchProcess:
         return False
+
+
+def _read_if_there(path: Path) -> dict[str, Any] | None:
+    """Another process may remove it at any moment."""
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        return None
 
 
 def _read(path: Path) -> dict[str, Any]:

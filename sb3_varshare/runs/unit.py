@@ -110,6 +110,15 @@ def make_trainer(unit: Unit) -> Trainer:
         return Trainer(settings, unit.device, unit.algo)
 
 
+def check_device(unit: Unit) -> None:
+    """
+    :param unit: what to train in this process
+    :raises ValueError: it needs a GPU and there is none; SB3 would take the CPU without a word
+    """
+    if unit.device == "cuda" and not th.cuda.is_available():
+        raise ValueError("Expected a GPU for device: cuda, found none here; declare device: cpu, or run it elsewhere.")
+
+
 def run_unit(unit: Unit) -> Result:
     """
     Train and evaluate. The outcome is the same in any process, on any engine.
@@ -117,7 +126,11 @@ def run_unit(unit: Unit) -> Result:
     :param unit: what to run
     :return: JSON types only: the unit, its evaluations with all episodes, protocol, versions
     :raises FloatingPointError: the run met numbers that are not finite
+    :raises ValueError: it needs a GPU and there is none
     """
+    check_device(unit)
+    # Before the run: the code that computes, and nothing to fail on at the end.
+    about = {"name": unit.name, "identity": unit.identity, "settings": unit.settings, "versions": versions()}
     th.set_num_threads(unit.threads)
     evaluations: list[dict[str, Any]] = []
     protocol: dict[str, Any] = {}
@@ -132,7 +145,6 @@ def run_unit(unit: Unit) -> Result:
         )
 
     make_trainer(unit).train({}, unit.seed, keep)
-    about = {"name": unit.name, "identity": unit.identity, "settings": unit.settings, "versions": versions()}
     return {**about, "protocol": protocol, "evaluations": evaluations}
 
 

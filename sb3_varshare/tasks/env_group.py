@@ -24,6 +24,7 @@ class EnvPlan:
     :param seed: root of all random streams
     :param purpose: ``train`` or ``evaluation``
     :param layout: (N,) cycles of task ids
+    :param copies: (N,) which copy of its tasks each env is
     :param render_mode: of the tasks' envs
     :param started: time.time() from which the episodes' ``t`` counts, s
     """
@@ -32,6 +33,7 @@ class EnvPlan:
     seed: int
     purpose: Purpose
     layout: tuple[tuple[int, ...], ...]
+    copies: tuple[int, ...]
     render_mode: str | None
     started: float
 
@@ -41,7 +43,7 @@ class EnvPlan:
         :param incarnation: how often it was lost and built anew; each has random streams of its own
         :return: the env; its simulators are built at its first reset
         """
-        copy = rank + incarnation * len(self.layout)
+        copy = self.copies[rank] + incarnation * len(self.layout)
         return MultiTaskEnv(self.suite, self.seed, self.purpose, copy, self.layout[rank], self.render_mode)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,18 @@ TaskWeights = Sequence[float] | Mapping[str, float]
 MAX_CYCLE = 1000
 # Weights are fractions from here on, so that equal shares are exactly equal.
 MAX_DENOMINATOR = 10**6
+
+
+class EnvLayout(NamedTuple):
+    """
+    Which env plays what.
+
+    :param cycles: (N,) task ids that an env plays in turn, again and again
+    :param copies: (N,) which copy of its tasks an env is; each copy has random streams of its own
+    """
+
+    cycles: tuple[tuple[int, ...], ...]
+    copies: tuple[int, ...]
 
 
 def task_shares(task_weights: TaskWeights | None, suite: TaskSuite) -> tuple[Fraction, ...]:
@@ -64,6 +77,25 @@ def task_layout(n_envs: int, shares: Sequence[Fraction]) -> tuple[tuple[int, ...
         counts = _apportion(n_envs, shares)
         return tuple((task,) for turn in range(max(counts)) for task, n in enumerate(counts) if n > turn)
     return tuple(_smooth_cycle(piece) for piece in _cut(n_envs, shares))
+
+
+def evaluation_layout(n_envs: int, n_tasks: int) -> EnvLayout:
+    """
+    Tasks of envs for evaluation: none is in two envs as long as there are no more envs than tasks.
+
+    The episodes of a task then do not depend on the number of envs.
+
+    :param n_envs: N
+    :param n_tasks: T
+    :return: which env plays what
+    :raises ValueError: if the number of envs is not a whole one, or 0
+    """
+    check_n_envs(n_envs)
+    if n_envs >= n_tasks:
+        return EnvLayout(
+            tuple((env % n_tasks,) for env in range(n_envs)), tuple(env // n_tasks for env in range(n_envs))
+        )
+    return EnvLayout(tuple(tuple(range(env, n_tasks, n_envs)) for env in range(n_envs)), (0,) * n_envs)
 
 
 def check_n_envs(n_envs: int) -> None:

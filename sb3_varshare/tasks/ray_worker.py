@@ -4,6 +4,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import cloudpickle
@@ -16,6 +17,8 @@ from sb3_varshare.tasks.worker_process import WorkerFailure
 # What a step or reset changes in the rows of a worker; the actions go the other way.
 RESULTS = ("observations", "final_observations", "rewards", "dones", "n_calls", "phases")
 PROGRESS = ("n_calls", "phases")
+# A machine that has vanished is believed to be there for some seconds, in which an actor may be placed on it.
+PLACEMENTS = 3
 
 
 class Actor:
@@ -79,9 +82,15 @@ class RayWorker:
         self.pid = 0
         # One core each, on as many machines as there are; a thread of its own tells whether the envs get on.
         make = self._ray.remote(num_cpus=1, scheduling_strategy="SPREAD", concurrency_groups={"watch": 1})
-        self._actor = make(Actor).remote(pickled_plan, shape)
-        self._reply = self._actor.pid.remote()
+        self._make = partial(make(Actor).remote, pickled_plan, shape)
+        self._placements = 0
         self._is_told = False
+        self._launch()
+
+    def _launch(self) -> None:
+        self._placements += 1
+        self._actor = self._make()
+        self._reply = self._actor.pid.remote()
 
     def ask(self, command: str, arguments: Any = None) -> None:
         """
@@ -115,7 +124,7 @@ class RayWorker:
             raise WorkerFailure("was ended after an earlier failure")
         watch: Any = None
         seen, deadline = progress(), time.monotonic() + timeout
-        while not self._is_done(self._reply, max(0.0, min(timeout / 10, deadline - time.monotonic()))):
+        while not self._is_done(self._reply, max(0.0, min(timeout / 10, deadline - time.monotonic()))) or self._moved():
             if watch is None and self._ranks:
                 watch = self._actor.progress.options(concurrency_group="watch").remote(self._ranks)
             elif watch is not None and self._is_done(watch):
@@ -146,6 +155,21 @@ class RayWorker:
             if patience and self._is_told:
                 self._is_done(self._reply, patience)
             self._ray.kill(actor)
+
+    def _moved(self) -> bool:
+        """Whether the actor was lost before it came into being, and now is to begin somewhere else."""
+        if self.pid or self._placements == PLACEMENTS:
+            return False
+        try:
+            self._ray.get(self._reply)
+        except self._ray.exceptions.ActorDiedError as error:
+            if error.actor_init_failed:
+                return False
+            self._launch()
+            return True
+        except self._ray.exceptions.RayError:
+            pass  # _receive will say so too
+        return False
 
     def _is_done(self, reply: Any, timeout: float = 0.0) -> bool:
         return bool(self._ray.wait([reply], timeout=timeout)[0])

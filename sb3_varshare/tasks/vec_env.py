@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_varshare.tasks.env_group import EnvGroup, EnvPlan, lay_out
-from sb3_varshare.tasks.layout import TaskWeights, task_layout, task_shares
+from sb3_varshare.tasks.layout import EnvLayout, TaskWeights, task_layout, task_shares
 from sb3_varshare.tasks.multi_task_env import MultiTaskEnv
 from sb3_varshare.tasks.registry import Tasks, make_suite
 from sb3_varshare.tasks.seeding import Purpose, root_seed
@@ -37,6 +37,7 @@ class MultiTaskVecEnv(VecEnv):
     :param render_mode: of the tasks' envs
     :param task_weights: see :func:`~sb3_varshare.tasks.layout.task_shares`
     :param workers: how to run worker processes; by default there are none
+    :param layout: which env plays what; by default as ``n_envs`` and ``task_weights`` say, each env a copy of its own
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class MultiTaskVecEnv(VecEnv):
         render_mode: str | None = None,
         task_weights: TaskWeights | None = None,
         workers: WorkerOptions | None = None,
+        layout: EnvLayout | None = None,
     ) -> None:
         self.suite = suite
         self.n_tasks = suite.n_tasks
@@ -56,8 +58,11 @@ class MultiTaskVecEnv(VecEnv):
         self.seed_value = 0 if seed is None else root_seed(seed)
         self.purpose = purpose
         self.workers = WorkerOptions() if workers is None else workers
-        self.layout = task_layout(suite.n_tasks if n_envs is None else n_envs, task_shares(task_weights, suite))
-        plan = EnvPlan(suite, self.seed_value, purpose, self.layout, render_mode, time.time())
+        if layout is None:
+            cycles = task_layout(suite.n_tasks if n_envs is None else n_envs, task_shares(task_weights, suite))
+            layout = EnvLayout(cycles, tuple(range(len(cycles))))
+        self.layout = layout.cycles
+        plan = EnvPlan(suite, self.seed_value, purpose, *layout, render_mode, time.time())
         self._sample: MultiTaskEnv = plan.make(0)
         observations, actions = self._sample.observation_space, self._sample.action_space
         assert observations.shape is not None and actions.shape is not None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 # What a user can set right; everything else is shown with its traceback.
-MISTAKES = (ValueError, ImportError, ConnectionError, gym.error.Error)
+MISTAKES = (ValueError, ImportError, OSError, gym.error.Error)
 
 
 def run(

@@ -17,6 +17,7 @@ from sb3_varshare.evaluation.task_evaluation import Estimate, mean_interval
 from sb3_varshare.tuning.files import write_whole
 from sb3_varshare.tuning.search_space import to_arguments, trial_arguments
 from sb3_varshare.tuning.training import Trainer
+from sb3_varshare.zoo.manager import is_failure
 
 BEST, DEFAULT_ARM = "best", "default"
 COLUMNS = ["arm", "seed", *EpisodeResult._fields]
@@ -32,7 +33,7 @@ def compare(trainer: Trainer, params: dict[str, Any], seeds: Sequence[int], outp
     :param seeds: that are not the study's
     :param output: folder with a file for each run, and ``comparison.csv``
     :return: a row for each arm, seed, task and episode of the last evaluations
-    :raises ValueError: a seed is one of the study's, or the folder holds a comparison of something else
+    :raises ValueError: a seed is one of the study's, the folder holds a comparison of something else, or a run failed
     """
     seen = sorted(set(seeds) & set(trainer.settings.seeds))
     if seen or not seeds:
@@ -46,7 +47,7 @@ def compare(trainer: Trainer, params: dict[str, Any], seeds: Sequence[int], outp
             path = output / f"{arm}_seed{seed}.json"
             if not path.exists():
                 print(f"Training {arm} with seed {seed}.")
-                episodes = trainer.train(arguments, seed).episodes
+                episodes = _train(trainer, arm, arguments, seed)
                 write_whole(path, json.dumps([[arm, seed, *episode] for episode in episodes]))
     rows = [
         row
@@ -57,6 +58,18 @@ def compare(trainer: Trainer, params: dict[str, Any], seeds: Sequence[int], outp
     table = pd.DataFrame(rows, columns=COLUMNS)
     write_whole(output / "comparison.csv", table.to_csv(index=False))
     return table
+
+
+def _train(trainer: Trainer, arm: str, arguments: dict[str, Any], seed: int) -> list[EpisodeResult]:
+    try:
+        return trainer.train(arguments, seed).episodes
+    except Exception as error:
+        if not is_failure(error):
+            raise
+        raise ValueError(
+            f"The run of {arm!r} with seed {seed} failed ({type(error).__name__}: {error}), and without it there is no "
+            "mean to compare. What is finished is kept."
+        ) from error
 
 
 def _claim(output: Path, what: dict[str, Any]) -> None:

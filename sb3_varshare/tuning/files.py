@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
+
+from sb3_varshare.varshare_sac.saving import write_atomically
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -12,10 +12,4 @@ def write_whole(path: Path, text: str) -> None:
     :param path: of the file, which is replaced where it exists
     :param text: its contents
     """
-    # The folder may be shared by several machines.
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -119,11 +120,8 @@ class SearchSpace:
         :return: the space
         :raises ValueError: a parameter is unknown, there is none, or limits are not possible
         """
-        if isinstance(request, str):
-            request = [request]
-        limits = (
-            dict(request) if isinstance(request, Mapping) else dict.fromkeys(DEFAULT if request is None else request)
-        )
+        names = _names(DEFAULT if request is None else request)
+        limits = dict(request) if isinstance(request, Mapping) else dict.fromkeys(names)
         if not limits:
             raise ValueError(f"A search space needs at least one of {', '.join(PARAMETERS)}, got none.")
         return cls({name: _parameter(name, own) for name, own in limits.items()})
@@ -154,6 +152,13 @@ class SearchSpace:
         return {name: self.parameters[name].declaration() for name in sorted(self.parameters)}
 
 
+def _names(request: Any) -> list[str]:
+    names = list(request) if isinstance(request, Iterable) and not isinstance(request, str) else [request]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"Expected names of parameters, or a mapping from them to limits, got {request!r}.")
+    return names
+
+
 def _parameter(name: str, limits: Any) -> Range | Choice:
     if name not in PARAMETERS:
         raise ValueError(f"Expected a parameter that can be tuned, got {name!r}; {nearest(name, PARAMETERS)}")
@@ -166,8 +171,11 @@ def _parameter(name: str, limits: Any) -> Range | Choice:
         return Choice(tuple(limits))
     if len(limits) != 2:
         raise ValueError(f"Expected [low, high] as the limits of {name!r}, got {limits!r}.")
-    # YAML reads 1e-3, without a point, as text.
-    return Range(*(float(limit) for limit in limits))
+    try:
+        # YAML reads 1e-3, without a point, as text.
+        return Range(*(float(limit) for limit in limits))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Expected two numbers 0 < low < high as the limits of {name!r}, got {limits!r}.") from error
 
 
 def trial_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,19 +213,35 @@ def claim_study(study: optuna.Study, declaration: Mapping[str, Any]) -> None:
     :param declaration: plain JSON values
     :raises ValueError: the study searches something else
     """
+    # As the study gives it back.
+    declaration = json.loads(json.dumps(declaration))
     # In this order: who opens the study at the same moment writes first, and adds trials then.
     is_new = not study.get_trials(deepcopy=False)
     found = study.user_attrs.get(STUDY_KEY)
     if found is None and is_new:
-        study.set_user_attr(STUDY_KEY, dict(declaration))
+        study.set_user_attr(STUDY_KEY, declaration)
         return
     if found != declaration:
-        differences = [
-            f"{key}: {(found or {}).get(key, 'nothing')} in the study, {declaration.get(key, 'nothing')} now"
-            for key in sorted({*(found or {}), *declaration})
-            if (found or {}).get(key) != declaration.get(key)
-        ]
+        differences = "; ".join(name_differences(found or {}, declaration, "the study"))
         raise ValueError(
-            f"The study {study.study_name!r} searches something else ({'; '.join(differences)}); "
-            "take another study name, or the settings that it was opened with."
+            f"The study {study.study_name!r} searches something else ({differences}); take another study name, or the "
+            "settings that it was opened with."
         )
+
+
+def name_differences(there: Mapping[str, Any], here: Mapping[str, Any], place: str, prefix: str = "") -> Iterator[str]:
+    """
+    Where two declarations differ.
+
+    :param there: plain JSON values that were written
+    :param here: those at hand
+    :param place: where the former were found
+    :param prefix: of the keys
+    :return: a clause for each key, of mappings within mappings for each key within
+    """
+    for key in sorted({*there, *here}):
+        before, now = there.get(key), here.get(key)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            yield from name_differences(before, now, place, f"{prefix}{key}.")
+        elif before != now or (key in there) != (key in here):
+            yield f"{prefix}{key}: {there.get(key, 'nothing')} in {place}, {here.get(key, 'nothing')} now"

@@ -68,8 +68,15 @@ class Settings:
         return list(range(self.seed, self.seed + self.seeds_per_trial))
 
 
+def _yaml(text: str, option: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"Expected YAML as {option}, got {text!r}: {error}") from error
+
+
 def _yaml_mapping(text: str, option: str) -> dict[str, Any]:
-    found = yaml.safe_load(text)
+    found = _yaml(text, option)
     if not isinstance(found, dict):
         raise ValueError(f"Expected a YAML mapping such as '{{key: value}}' as {option}, got {text!r}.")
     return found
@@ -113,7 +120,7 @@ class Trainer:
             raise ValueError(f"There is no file {settings.conf_file!r} of hyper-parameters.")
         params = _yaml_mapping(settings.params, "--params")
         if settings.search_space is not None:
-            params["search_space"] = yaml.safe_load(settings.search_space)
+            params["search_space"] = _yaml(settings.search_space, "--search-space")
         env_kwargs = _yaml_mapping(settings.env_kwargs, "--env-kwargs")
         self.settings = settings
         self._manager = MultiTaskExperimentManager(
@@ -172,6 +179,7 @@ class Trainer:
         :param report: gets every evaluation; what it raises ends the run
         :return: the last evaluation
         :raises FloatingPointError: the run met numbers that are not finite
+        :raises ValueError: the agent has learned nothing, as the warm-up was not over at the end
         """
         set_random_seed(seed)
         model = self._manager.make_agent(arguments, seed)
@@ -186,6 +194,12 @@ class Trainer:
             except (AssertionError, ValueError) as error:
                 # PyTorch's distributions raise it for weights that are not finite.
                 raise FloatingPointError(f"{type(error).__name__}: {error}") from error
+            if getattr(model, "_n_updates", None) == 0:
+                raise ValueError(
+                    f"The agent took no gradient step in {self.steps} steps of all tasks together: they were its "
+                    f"warm-up (learning_starts={getattr(model, 'learning_starts', 0)}, and varshare_sac waits until "
+                    "every task has finished an episode). Give more steps, or fewer learning_starts."
+                )
             assert callback.last is not None
             return callback.last
         finally:

@@ -20,7 +20,7 @@ from sb3_varshare.tuning.progress import FAILURE, Progress, is_surplus, progress
 from sb3_varshare.tuning.search_space import claim_study
 from sb3_varshare.tuning.training import Measurement, Settings, Trainer
 from sb3_varshare.tuning.trial_sampler import TrialSeededSampler
-from sb3_varshare.zoo.manager import TRIAL_FAILURES
+from sb3_varshare.zoo.manager import is_failure
 
 # Under this name a study keeps the options that its settings were read from.
 SETTINGS_KEY = "settings"
@@ -109,7 +109,9 @@ class Search:
 
             try:
                 evaluation = self._trainer.train(arguments, seed, report)
-            except TRIAL_FAILURES as error:
+            except Exception as error:
+                if not is_failure(error):
+                    raise
                 return self._failed(trial, f"{type(error).__name__}: {error}")
             values.append(objective_value(evaluation))
             evaluations.append(evaluation)

@@ -9,10 +9,8 @@ from typing import Any
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn, VecEnvWrapper
 
-from sb3_varshare.tasks.layout import task_layout
+from sb3_varshare.tasks.layout import EnvLayout, evaluation_layout, task_layout
 from sb3_varshare.tasks.suite import find_tasks
-
-Layout = tuple[tuple[int, ...], ...]
 
 
 class AssignTasks(VecEnvWrapper):
@@ -40,11 +38,12 @@ class AssignTasks(VecEnvWrapper):
             self.layout = inner.layout
             return
         is_evaluation = "evaluation" in venv.get_attr("purpose", indices=0)
-        lay_out = _evaluation_layout if is_evaluation else _training_layout
-        self.layout, ranks = lay_out(venv.num_envs, len(tasks.names))
-        for env, (cycle, rank) in enumerate(zip(self.layout, ranks, strict=True)):
+        lay_out = evaluation_layout if is_evaluation else _training_layout
+        layout = lay_out(venv.num_envs, len(tasks.names))
+        self.layout = layout.cycles
+        for env, (cycle, copy) in enumerate(zip(*layout, strict=True)):
             # It was made without knowing its rank.
-            venv.env_method("set_tasks", cycle, rank, indices=env)
+            venv.env_method("set_tasks", cycle, copy, indices=env)
         self._share_seed()
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
@@ -73,13 +72,6 @@ class AssignTasks(VecEnvWrapper):
         return self.venv.step_wait()
 
 
-def _training_layout(n_envs: int, n_tasks: int) -> tuple[Layout, tuple[int, ...]]:
-    """Which tasks each env plays, and which rank it has."""
-    return task_layout(n_envs, [Fraction(1, n_tasks)] * n_tasks), tuple(range(n_envs))
-
-
-def _evaluation_layout(n_envs: int, n_tasks: int) -> tuple[Layout, tuple[int, ...]]:
-    """The same, with no task in two envs as long as there are no more envs than tasks; ranks count a task's copies."""
-    if n_envs >= n_tasks:
-        return tuple((env % n_tasks,) for env in range(n_envs)), tuple(env // n_tasks for env in range(n_envs))
-    return tuple(tuple(range(env, n_tasks, n_envs)) for env in range(n_envs)), (0,) * n_envs
+def _training_layout(n_envs: int, n_tasks: int) -> EnvLayout:
+    """As that of :class:`~sb3_varshare.MultiTaskVecEnv`: every env is a copy of its own."""
+    return EnvLayout(task_layout(n_envs, [Fraction(1, n_tasks)] * n_tasks), tuple(range(n_envs)))

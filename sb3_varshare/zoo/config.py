@@ -41,13 +41,20 @@ def count_tasks(env_id: str, env_kwargs: dict[str, Any]) -> int:
     :param env_id: of Gymnasium
     :param env_kwargs: of its env
     :return: T; 1 for an env that is no suite
+    :raises ValueError: if the env wants to be told its suite
     :raises ImportError: if the suite's own package is not installed
     """
     if not is_suite(env_id):
         return 1
-    env = gym.spec(env_id).make(**env_kwargs)
+    spec = gym.spec(env_id)
+    if "suite" not in {**spec.kwargs, **env_kwargs}:
+        raise ValueError(
+            f"Expected the tasks of {env_id} by env_kwargs, such as --env-kwargs suite:\"'MT1/reach-v3'\"."
+        )
+    env = spec.make(**env_kwargs)
     found = find_tasks(env)
     assert found is not None
+    env.close()
     return len(found.names)
 
 

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import gymnasium as gym
 import optuna
-import torch as th
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages.journal import JournalFileBackend
 from rl_zoo3.exp_manager import ExperimentManager
@@ -25,14 +24,25 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecMonitor
 
 from sb3_varshare.presets import preset_arguments
 from sb3_varshare.tasks import MultiTaskVecEnv, WorkerOptions, make_suite
+from sb3_varshare.tasks.layout import check_n_envs, evaluation_layout
 from sb3_varshare.tuning.search_space import SearchSpace, claim_study, to_arguments
 from sb3_varshare.tuning.trial_sampler import TrialSeededSampler, trial_seed
 from sb3_varshare.zoo.callbacks import ZooEvalCallback
 from sb3_varshare.zoo.config import WRAPPER, check_keys, count_tasks, is_suite, own_config, trained_steps
 
 ALGO = "varshare_sac"
-# A trial that ends by one of these has failed, and the study goes on.
-TRIAL_FAILURES = (FloatingPointError, MemoryError, th.OutOfMemoryError)
+# What PyTorch says in an error of no class of its own where there is no memory for a tensor, or for cuBLAS.
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def is_failure(error: BaseException) -> bool:
+    """
+    :param error: by which a trial has ended
+    :return: whether it has failed, for memory or for numbers that are not finite, and the study goes on
+    """
+    if isinstance(error, RuntimeError):
+        return any(text in str(error) for text in OUT_OF_MEMORY)
+    return isinstance(error, FloatingPointError | MemoryError)
 
 
 @dataclasses.dataclass
@@ -98,6 +108,7 @@ class MultiTaskExperimentManager(ExperimentManager):
         hyperparams, saved = super().read_hyperparameters()
         self.entry = copy.deepcopy(dict(saved))
         check_keys(hyperparams, self.algo, ALGOS[self.algo])
+        check_n_envs(hyperparams.get("n_envs", 1))
         self._check_timesteps(hyperparams)
         if self.is_suite:
             for entry in (hyperparams, saved):
@@ -190,7 +201,9 @@ class MultiTaskExperimentManager(ExperimentManager):
         purpose, render_mode = options.pop("purpose", "train"), options.pop("render_mode", None)
         suite = make_suite(options.pop("suite"), **options)
         workers = WorkerOptions("auto", **self.vec_env_kwargs)
-        env: VecEnv = MultiTaskVecEnv(suite, n_envs, self.seed, purpose, render_mode, workers=workers)
+        # What AssignTasks would do; these envs know their tasks from the start.
+        layout = evaluation_layout(n_envs, suite.n_tasks) if purpose == "evaluation" else None
+        env: VecEnv = MultiTaskVecEnv(suite, n_envs, self.seed, purpose, render_mode, workers=workers, layout=layout)
         if not no_log:
             with warnings.catch_warnings():
                 # These envs count episodes in SB3's way already, but write no file.
@@ -290,13 +303,15 @@ class MultiTaskExperimentManager(ExperimentManager):
         try:
             value: float = super().objective(trial)
             return value
-        except TRIAL_FAILURES as error:
-            return self._failed(trial, error)
         except optuna.TrialPruned as pruned:
             # The zoo also calls it pruned where the agent raised, for a value that is not finite as a rule.
             if pruned.__cause__ is None:
                 raise
             return self._failed(trial, pruned.__cause__)
+        except Exception as error:
+            if not is_failure(error):
+                raise
+            return self._failed(trial, error)
         finally:
             self._hyperparams = pristine
 

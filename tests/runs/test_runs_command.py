@@ -15,7 +15,9 @@ pytest.importorskip("rl_zoo3")
 pytest.importorskip("pydantic")
 
 from sb3_varshare.runs import Unit, read_declaration
+from sb3_varshare.runs.on_ray import warn_of_waiting
 from sb3_varshare.runs.store import Store
+from sb3_varshare.runs.unit import attempt
 
 Command = Callable[..., tuple[int, str]]
 METAWORLD = Path(__file__).parents[2] / "benchmarks" / "metaworld.yaml"
@@ -153,6 +155,49 @@ def test_a_unit_that_runs_is_shown(runs: Command, tmp_path: Path) -> None:
     mark = store.path(units[0], ".running")
     mark.write_text(json.dumps({**json.loads(mark.read_text()), "started": 0.0}))
     assert "0 running, 0 failed, 4 missing" in runs("list")[1]
+
+
+def test_a_unit_that_ends_between_two_looks(runs: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runs("unit", "--index", "0")[0] == 0
+    looks, is_finished = iter([False]), Store.is_finished
+    # Its file was not there at the first look, and that of its process is there no more at the second.
+    monkeypatch.setattr(Store, "is_finished", lambda *given: next(looks, None) is None and is_finished(*given))
+    store, units = Store(tmp_path / "results"), read_declaration(tmp_path / "tiny.yaml").units()
+    assert store.state(units[0]) == ("finished", "")
+
+
+def test_what_cannot_be_run_is_known_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_varshare.runs.unit.make_trainer", lambda unit: pytest.fail("It was trained."))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "Expected a GPU for device: cuda, found none here" in attempt(unit(device="cuda"))["failure"]
+
+    def no_version() -> dict[str, str]:
+        raise LookupError("no version")
+
+    monkeypatch.setattr("sb3_varshare.runs.unit.versions", no_version)
+    assert attempt(unit())["failure"] == "LookupError: no version"
+
+
+@pytest.mark.parametrize("command", [("run",), ("run", "--engine", "ray"), ("unit", "--index", "0")])
+def test_a_grid_for_gpus_is_not_run_on_processors(
+    runs: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="Expected a GPU for device: cuda"):
+        runs(*command, device="cuda")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("threads", "device", "missing"),
+    [(2, "cpu", None), (3, "cpu", "3 processor(s): units wait"), (1, "cuda", "1 processor(s) and a GPU: units wait")],
+)
+def test_units_for_which_a_cluster_has_no_place(
+    capsys: pytest.CaptureFixture[str], threads: int, device: str, missing: str | None
+) -> None:
+    warn_of_waiting([unit(threads=threads, device=device)], [{"CPU": 2.0}, {"memory": 1.0}])
+    printed = capsys.readouterr().out
+    assert printed == "" if missing is None else missing in printed
 
 
 def test_the_example_of_the_page(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sb3_varshare.tasks import TaskSuite
-from sb3_varshare.tasks.layout import balance, task_layout, task_shares
+from sb3_varshare.tasks.layout import balance, evaluation_layout, task_layout, task_shares
 
 
 def equal(n_tasks: int) -> list[Fraction]:
@@ -19,6 +19,23 @@ def equal(n_tasks: int) -> list[Fraction]:
 
 def shares_of(weights: list[float]) -> list[Fraction]:
     return [Fraction(weight) / sum(map(Fraction, weights)) for weight in weights]
+
+
+@pytest.mark.parametrize(
+    ("n_envs", "cycles", "copies"),
+    [
+        (1, ((0, 1, 2),), (0,)),
+        (2, ((0, 2), (1,)), (0, 0)),
+        (3, ((0,), (1,), (2,)), (0, 0, 0)),
+        (5, ((0,), (1,), (2,), (0,), (1,)), (0, 0, 0, 1, 1)),
+    ],
+)
+def test_in_evaluation_no_task_is_divided(
+    n_envs: int, cycles: tuple[tuple[int, ...], ...], copies: tuple[int, ...]
+) -> None:
+    assert evaluation_layout(n_envs, 3) == (cycles, copies)
+    with pytest.raises(ValueError, match="n_envs must be"):
+        evaluation_layout(0, 3)
 
 
 @pytest.mark.parametrize(

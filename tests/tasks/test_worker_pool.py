@@ -186,7 +186,7 @@ def test_the_time_out_is_that_of_a_step_while_steps_are_timed_too(make_env: Make
 
 def test_timing_reports_each_step_and_ends_early() -> None:
     suite = make_suite({"one": lambda: Slow(gym.make("Pendulum-v1"), 0.15)}, horizon=2)
-    plan, reports = EnvPlan(suite, 0, "train", ((0,),), None, 0.0), []
+    plan, reports = EnvPlan(suite, 0, "train", ((0,),), (0,), None, 0.0), []
     step_cost(plan, 0, lambda: reports.append(time.monotonic()))
     # The first reset, four steps of 0.15 s in 0.5 s, and a reset after each second step.
     assert len(reports) == 1 + 4 + 2

@@ -78,7 +78,10 @@ def test_limits_of_ones_own() -> None:
         (["betta"], "got 'betta'; did you mean 'beta'?"),
         (["batch_size"], "Expected a parameter that can be tuned, got 'batch_size'"),
         ([], "at least one of beta"),
-        ({"beta": [1.0, 0.1]}, "0 < low < high, got 1.0 and 0.1"),
+        (3, "Expected names of parameters, or a mapping from them to limits, got 3"),
+        ([{"beta": [0.1, 1.0]}], "Expected names of parameters"),
+        ({"beta": [1.0, 0.1]}, r"0 < low < high as the limits of 'beta', got \[1.0, 0.1\]"),
+        ({"beta": ["low", None]}, "Expected two numbers 0 < low < high as the limits of 'beta'"),
         ({"beta": [0.0, 0.1]}, "0 < low < high"),
         ({"beta": [0.1, 0.2, 0.3]}, r"Expected \[low, high\] as the limits of 'beta'"),
         ({"beta": 0.1}, "Expected a list as the limits of 'beta', got 0.1"),
@@ -110,9 +113,22 @@ def test_a_study_keeps_its_space() -> None:
     claim_study(again, {"env": "MT10-v0", "space": SearchSpace.of(["width", "beta"]).declaration()})
     with pytest.raises(ValueError, match=r"'one' searches something else .env: MT10-v0 in the study, MT50-v0 now"):
         claim_study(again, {**ours, "env": "MT50-v0"})
-    with pytest.raises(ValueError, match="space: "):
+    with pytest.raises(
+        ValueError, match=r"space\.beta\.high: 1\.0 in the study, 0\.2 now; space\.beta\.low: 0\.001 in"
+    ):
         claim_study(again, {**ours, "space": SearchSpace.of({"beta": [0.1, 0.2], "width": None}).declaration()})
+    with pytest.raises(
+        ValueError, match=r"space\.width: \{'choices': \[64, 128, 256, 512\]\} in the study, nothing now"
+    ):
+        claim_study(again, {**ours, "space": SearchSpace.of(["beta"]).declaration()})
     assert again.user_attrs == {"sb3_varshare": ours} == json.loads(json.dumps(again.user_attrs))
+
+
+def test_a_declaration_is_compared_as_a_study_gives_it_back() -> None:
+    study = optuna.create_study()
+    # As a file of hyper-parameters in Python has it.
+    for _ in range(2):
+        claim_study(study, {"entry": {"train_freq": (1, "episode")}})
 
 
 def test_a_study_of_somebody_else_is_left_alone() -> None:

@@ -1,6 +1,7 @@
 """The tuning command in this process: studies, mistakes, failures, plots, and the best against the default."""
 
 import json
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from sb3_varshare import VarShareSAC
 from sb3_varshare.tuning import worker
 from sb3_varshare.tuning.__main__ import main
 from sb3_varshare.tuning.comparison import iqm_interval
-from sb3_varshare.tuning.progress import Progress
+from sb3_varshare.tuning.progress import Progress, progress_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 STORED = ("--storage", "sqlite:///study.db", "--study-name", "s")
@@ -88,6 +89,10 @@ def test_a_study_from_its_start_to_the_comparison(tuning: Command) -> None:
         (("--params", "{widht: 8}"), "got 'widht'; did you mean 'width'"),
         (("--params", "{gamma: 2}"), "gamma must be"),
         (("--params", "width"), "Expected a YAML mapping"),
+        (("--params", "{width: 8"), "Expected YAML as --params, got '{width: 8'"),
+        (("--params", "{n_envs: 0}"), "n_envs must be a whole number of at least 1, got 0"),
+        (("--search-space", "[beta"), r"Expected YAML as --search-space, got '\[beta'"),
+        (("--storage", "sqlite:////dev/null/study.db"), r"\[Errno \d+\] .*/dev/null"),
         (("--search-space", "[betta]"), "got 'betta'; did you mean 'beta'"),
         (("--params", "{adapter: none}"), "has no effect with adapter='none'"),
         (("--env", "Pendulum-v1"), "Expected a suite of sb3_varshare"),
@@ -105,12 +110,9 @@ def test_mistakes_leave_no_study(tuning: Command, changes: tuple[str, ...], mess
 
 
 def test_a_suite_that_is_not_installed(tuning: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*arguments: Any) -> int:
-        raise ImportError('run pip install "sb3_varshare[metaworld]"')
-
-    monkeypatch.setattr("sb3_varshare.zoo.manager.count_tasks", missing)
-    with pytest.raises(SystemExit, match="pip install"):
-        tuning(*RUN, *STORED)
+    monkeypatch.setitem(sys.modules, "sb3_varshare.tasks.suites.metaworld", None)
+    with pytest.raises(SystemExit, match=r'run pip install "sb3_varshare\[metaworld\]"'):
+        tuning(*RUN, *STORED, "--env", "MT3-v0")
     assert not Path("study.db").exists()
 
 
@@ -118,9 +120,9 @@ def test_a_study_with_other_settings_is_left_alone(tuning: Command) -> None:
     tuning(*RUN, *STORED, "--n-trials", "1")
     before = json.dumps(study().user_attrs)
     changes = [
-        (("--search-space", "{beta: [0.1, 1], sigma_prior: null}"), "space: "),
+        (("--search-space", "{beta: [0.1, 1], sigma_prior: null}"), r"space\.beta\.low: 0\.001 in the study, 0\.1 now"),
         (("--steps", "70"), "steps: 60 in the study, 70 now"),
-        (("--params", TINY.replace("8", "16")), "entry: "),
+        (("--params", TINY.replace("8", "16")), r"entry\.width: 8 in the study, 16 now\)"),
         (("--seed", "1"), "seeds: "),
     ]
     for options, message in changes:
@@ -130,7 +132,14 @@ def test_a_study_with_other_settings_is_left_alone(tuning: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [FloatingPointError("nan"), th.OutOfMemoryError("CUDA"), MemoryError("99 GiB"), ValueError("loc")]
+    "error",
+    [
+        FloatingPointError("nan"),
+        th.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError("99 GiB"),
+        ValueError("loc"),
+    ],
 )
 def test_a_failure_is_marked_and_the_study_goes_on(
     tuning: Command, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -150,6 +159,40 @@ def test_a_failure_is_marked_and_the_study_goes_on(
     assert study().trials[0].user_attrs["failure"].endswith(f"{type(error).__name__}: {error}")
     # A failure is an outcome, which is not retried.
     assert "Trial 0 failed. " in printed and "2 of 2 trials are done" in printed
+
+
+def test_any_other_error_ends_the_worker_and_the_trial_is_not_done(
+    tuning: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: VarShareSAC, *arguments: Any, **options: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VarShareSAC, "train", fail)
+        with pytest.raises(RuntimeError, match="a bug"):
+            tuning(*RUN, *STORED, "--n-trials", "1")
+    (trial,) = study().trials
+    assert trial.state.name == "FAIL" and "failure" not in trial.user_attrs
+    assert progress_of([trial], 1, 3).lost == [trial]
+
+
+def test_a_trial_that_ends_within_the_warm_up_is_a_mistake(tuning: Command) -> None:
+    with pytest.raises(RuntimeError, match=r"no gradient step in 60 steps .*learning_starts=61, "):
+        tuning(*RUN, *STORED, "--n-trials", "1", "--params", TINY.replace("starts: 20", "starts: 61"))
+
+
+def test_a_comparison_without_a_run_is_refused(tuning: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning(*RUN, *STORED, "--n-trials", "1")
+
+    def fail(self: VarShareSAC, *arguments: Any, **options: Any) -> None:
+        raise FloatingPointError("losses are nan")
+
+    monkeypatch.setattr(VarShareSAC, "train", fail)
+    with pytest.raises(
+        SystemExit, match=r"The run of 'best' with seed 1000 failed \(FloatingPointError: losses are nan\)"
+    ):
+        tuning("compare", *STORED, "--output", "best", "--n-seeds", "1")
+    assert {path.name for path in Path("best").iterdir()} == {"comparison.json"}
 
 
 def test_a_trial_that_is_stopped_by_hand_goes_back_into_the_queue(

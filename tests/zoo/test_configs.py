@@ -17,7 +17,8 @@ from sb3_varshare.zoo import MultiTaskExperimentManager, register
 from sb3_varshare.zoo.config import CONFIGS, SUITE_ENTRY_POINT, check_keys
 
 FILES = ("brc", "independent", "l2", "sac", "shared", "tqc", "varshare_sac")
-# `MultiTask-v0` is for a user's own choice of tasks.
+# Its entry is for a user's own choice of tasks.
+ANY_TASKS = "MultiTask-v0"
 SUITE_IDS = sorted(name for name, spec in gym.registry.items() if spec.entry_point == SUITE_ENTRY_POINT and spec.kwargs)
 ADAPTERS = {
     "brc": "embedding",
@@ -52,7 +53,8 @@ def test_no_id_is_part_of_another() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_every_suite_has_an_entry_that_the_zoo_reads(tmp_path: Path, name: str) -> None:
     entries = yaml.safe_load((CONFIGS / f"{name}.yml").read_text())
-    assert sorted(entries) == SUITE_IDS
+    assert sorted(entries) == sorted([*SUITE_IDS, ANY_TASKS])
+    del entries[ANY_TASKS]
     for env_id, entry in entries.items():
         read = manager(tmp_path, name, env_id)
         hyperparams, saved = read.read_hyperparameters()
@@ -89,11 +91,26 @@ def test_an_agent_is_built_from_the_entry(tmp_path: Path, name: str, env_id: str
     model.env.close()
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_any_tasks(tmp_path: Path, name: str) -> None:
+    small = SMALL["sb3" if name in ("sac", "tqc") else "varshare"]
+    options = {"hyperparams": small, "env_kwargs": {"suite": ["contextual/light", "contextual/reversed"]}}
+    built = manager(tmp_path, name, ANY_TASKS, **options).setup_experiment()
+    assert built is not None
+    env = built[0].env
+    found = find_tasks(env)
+    assert env is not None and found is not None and found.names == ("light", "reversed") and env.num_envs == 10
+    env.close()
+    with pytest.raises(ValueError, match="Expected the tasks of MultiTask-v0 by env_kwargs"):
+        manager(tmp_path / "none", name, ANY_TASKS).setup_experiment()
+    assert not (tmp_path / "none").exists()
+
+
 def test_monitor_files_name_success_only_where_it_is_reported() -> None:
     entries = yaml.safe_load((CONFIGS / "varshare_sac.yml").read_text())
     without = {env_id for env_id, entry in entries.items() if "is_success" not in entry["monitor_kwargs"]}
     gymnasium_suites = {"HalfCheetahTasks-v0", "HopperGravity-v0", "Walker2dMass-v0"}
-    assert without == {env_id for env_id in SUITE_IDS if env_id.startswith("DMC-")} | gymnasium_suites
+    assert without - {ANY_TASKS} == {env_id for env_id in SUITE_IDS if env_id.startswith("DMC-")} | gymnasium_suites
 
 
 @pytest.mark.parametrize(
@@ -123,6 +140,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(algo: str, key: str, message
         ({"normalize": True}, ValueError, "VecNormalize, which has one scale for all tasks"),
         ({"beta": "cos_0.1"}, ValueError, "beta must be a number or lin_<first value>, got 'cos_0.1'"),
         ({"env_kwargs": {"horizen": 3}}, ValueError, "got horizen"),
+        ({"n_envs": 0}, ValueError, "n_envs must be a whole number of at least 1, got 0"),
     ],
 )
 def test_what_is_refused_leaves_nothing_behind(

@@ -95,6 +95,7 @@ def test_a_journal(zoo: Zoo) -> None:
         FloatingPointError("losses are nan"),
         MemoryError("needs 99 GiB"),
         th.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
         # What PyTorch's distributions raise for weights that are not finite: the zoo would call the trial pruned.
         ValueError("Expected parameter loc to satisfy the constraint Real()"),
     ],

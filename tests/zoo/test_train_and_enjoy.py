@@ -170,7 +170,7 @@ def test_a_baseline_of_sb3(zoo: Zoo) -> None:
 
 
 def test_worker_processes_play_the_same(zoo: Zoo) -> None:
-    options = (*TRAIN, "-n", "60", "--eval-freq", "60", "--n-eval-envs", "5")
+    options = (*TRAIN, "-n", "60", "--eval-freq", "60", "--n-eval-envs", "2")
     zoo("train", *options, "-params", *TINY)
     zoo("train", *options, "--vec-env", "subproc", "-params", *TINY)
     here, there = (RUN.with_name(f"Contextual-v0_{number}") for number in (1, 2))
@@ -178,6 +178,8 @@ def test_worker_processes_play_the_same(zoo: Zoo) -> None:
     for name, parameter in agents[0]["policy"].items():
         np.testing.assert_array_equal(parameter.numpy(), agents[1]["policy"][name].numpy())
     assert Counter(row["task"] for row in rows(there / "0.monitor.csv")) == dict.fromkeys(TASKS, 1)
+    evaluated = [[{**row, "seconds": None} for row in rows(run / "evaluations.csv")] for run in (here, there)]
+    assert evaluated[0] == evaluated[1]
 
 
 def test_another_environment_is_the_zoos(zoo: Zoo, tmp_path: Path) -> None:
