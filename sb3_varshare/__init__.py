@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sb3_varshare.tasks  # noqa: F401 - registers the Gymnasium environments
 
 if TYPE_CHECKING:
+    from sb3_varshare.compression import prune
     from sb3_varshare.evaluation import EvalTasksCallback, TaskEvaluation, evaluate_tasks, record_videos
     from sb3_varshare.tasks import (
         MultiTaskEnv,
@@ -36,6 +37,7 @@ _HOMES = {
     "evaluate_tasks": "evaluation",
     "make_multitask_env": "tasks",
     "make_tensor_env": "tasks",
+    "prune": "compression",
     "record_videos": "evaluation",
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "evaluate_tasks",
     "make_multitask_env",
     "make_tensor_env",
+    "prune",
     "record_videos",
 ]
 

@@ -39,38 +39,49 @@ class ReturnLoss:
     :param model: the agent
     :param env: as for :func:`~sb3_varshare.evaluate_tasks`
     :param n_episodes: of each task
+    :param random: mean return of a random policy in each task, the zero of losses; ``None`` where it is not known
+    :param measure_random: measure what is not known
+    :raises ValueError: it is not known for some task, or the agent has no return above it
     """
 
-    def __init__(self, model: VarShareSAC, env: Any, n_episodes: int) -> None:
+    def __init__(
+        self,
+        model: VarShareSAC,
+        env: Any,
+        n_episodes: int,
+        random: Mapping[str, float] | None = None,
+        measure_random: bool = False,
+    ) -> None:
         self.model, self.env, self.n_episodes = model, env, n_episodes
         self.before = self.returns()
+        if random is None and measure_random:
+            random = self.returns(RandomPolicy(env))
+        self.random = random
+        self._spans = None if random is None else self._above(random)
 
     def returns(self, model: Any = None) -> dict[str, float]:
         """
-        :param model: who plays; the agent as it is now by default
+        :param model: who plays; by default the agent as it is now
         :return: mean return of each task
         """
         # A compiled network would be compiled anew for each change.
-        stance = th.compiler.set_stance("force_eager") if self.model.compile else nullcontext()
-        with stance:
+        with th.compiler.set_stance("force_eager") if self.model.compile else nullcontext():
             evaluation = evaluate_tasks(model or self.model, self.env, self.n_episodes)
         return {task: estimate.mean for task, estimate in evaluation.returns().items()}
 
-    def random_returns(self) -> dict[str, float]:
-        """
-        :return: mean return of random actions in each task
-        """
-        return self.returns(RandomPolicy(self.env))
-
-    def losses(self, after: Mapping[str, float], random: Mapping[str, float]) -> dict[str, float]:
+    def losses(self, after: Mapping[str, float]) -> dict[str, float] | None:
         """
         Share lost of the return above a random policy's; a task that had learned nothing has nothing to lose.
 
         :param after: mean return of each task now
-        :param random: mean return of a random policy in each task
-        :return: of each task in which the agent was better than the random policy; negative for a gain
-        :raises ValueError: there is no such task, or the random policy's return in one is not known
+        :return: of each task in which the agent was better than the random policy, negative for a gain; ``None`` where
+            no random policy is known
         """
+        if self._spans is None:
+            return None
+        return {task: (self.before[task] - after[task]) / span for task, span in self._spans.items()}
+
+    def _above(self, random: Mapping[str, float]) -> dict[str, float]:
         missing = sorted(set(self.before) - set(random))
         if missing:
             raise ValueError(f"random_returns must have a return for each of {list(self.before)}, none for {missing}.")
@@ -80,4 +91,4 @@ class ReturnLoss:
                 "The agent is no better than a random policy in any task, so that it has no return to lose; train it "
                 "further, or prune by threshold or keep_fraction."
             )
-        return {task: (self.before[task] - after[task]) / span for task, span in spans.items()}
+        return spans

@@ -73,16 +73,14 @@ def prune(
     _check_choices(score, scope, networks)
     _check_amount(threshold, keep_fraction, max_loss)
     chosen = _chosen_networks(model, networks, score)
-    judge = _judge(model, env, n_episodes, max_loss, chosen)
-    if judge is not None and max_loss is not None and random_returns is None:
-        random_returns = judge.random_returns()
+    judge = _judge(model, env, n_episodes, random_returns, max_loss, chosen)
     before = agent_bytes(model, chosen.values())
     for network in chosen.values():
         network.recenter()
     rankings = {name: Ranking(network, score, scope, refit_base) for name, network in chosen.items()}
     candidates: tuple[Candidate, ...] = ()
-    if judge is not None and max_loss is not None and random_returns is not None:
-        keep_fraction, candidates = _search(rankings["actor"], judge, random_returns, max_loss)
+    if judge is not None and max_loss is not None:
+        keep_fraction, candidates = _search(rankings["actor"], judge, max_loss)
     layers: list[PrunedLayer] = []
     for name, ranking in rankings.items():
         kept = ranking.above(threshold) if threshold is not None else ranking.best(keep_fraction or 0.0)
@@ -93,8 +91,7 @@ def prune(
     if judge is None:
         return report
     returns = judge.returns()
-    losses = None if random_returns is None else judge.losses(returns, random_returns)
-    return replace(report, returns_before=judge.before, returns_after=returns, losses=losses)
+    return replace(report, returns_before=judge.before, returns_after=returns, losses=judge.losses(returns))
 
 
 def _check_choices(score: str, scope: str, networks: str) -> None:
@@ -143,7 +140,12 @@ def _chosen_networks(model: VarShareSAC, networks: str, score: str) -> dict[str,
 
 
 def _judge(
-    model: VarShareSAC, env: Any, n_episodes: int, max_loss: float | None, chosen: Mapping[str, TaskNetwork]
+    model: VarShareSAC,
+    env: Any,
+    n_episodes: int,
+    random_returns: Mapping[str, float] | None,
+    max_loss: float | None,
+    chosen: Mapping[str, TaskNetwork],
 ) -> ReturnLoss | None:
     """Who evaluates the agent; ``None`` where nobody is asked to."""
     if max_loss is not None and "actor" not in chosen:
@@ -154,17 +156,16 @@ def _judge(
         env = model.env
         if env is None:
             raise ValueError("max_loss= plays every task, and this agent has no environment: give env=.")
-    return None if env is None else ReturnLoss(model, env, n_episodes)
+    return None if env is None else ReturnLoss(model, env, n_episodes, random_returns, max_loss is not None)
 
 
-def _search(
-    ranking: Ranking, judge: ReturnLoss, random_returns: Mapping[str, float], max_loss: float
-) -> tuple[float, tuple[Candidate, ...]]:
+def _search(ranking: Ranking, judge: ReturnLoss, max_loss: float) -> tuple[float, tuple[Candidate, ...]]:
     """The smallest share of the actor's weights that was found to hold, and what was tried."""
 
     def loss_of(share: float) -> float:
         with _tried(ranking.network, ranking.best(share)):
-            losses = judge.losses(judge.returns(), random_returns)
+            losses = judge.losses(judge.returns())
+        assert losses is not None
         return sum(losses.values()) / len(losses)
 
     return smallest_share(loss_of, ranking.n_left, ranking.n_weights, max_loss)
@@ -234,5 +235,7 @@ def _follow(model: VarShareSAC) -> None:
     if "actor" in pruned:
         model.exploration, model._explorer = "mean", None
     if model.compile:
+        # The graphs of before are of no use, and count towards those after which PyTorch compiles no more.
+        th.compiler.reset()
         policy.compile_networks()
     model._create_aliases()
