@@ -40,7 +40,7 @@ def prune(
     score: str = "magnitude",
     scope: str = "global",
     networks: str = "both",
-    refit_base: bool = True,
+    refit_base: bool = False,
     env: Any = None,
     n_episodes: int = 10,
     random_returns: Mapping[str, float] | None = None,
@@ -62,7 +62,8 @@ def prune(
     :param scope: ``"global"`` ranks all weights of a network together, ``"layer"`` keeps the same share of every layer;
         a threshold has no scope
     :param networks: ``"both"``, ``"actor"`` (which is all that acting needs) or ``"critic"``
-    :param refit_base: move each weight of the base to the mean of the tasks that keep nothing there
+    :param refit_base: move each weight of the base to the mean of the tasks that keep nothing there: better where so much
+        is dropped that returns suffer, no better before
     :param env: to evaluate before and after, as for :func:`~sb3_varshare.evaluate_tasks`; with ``max_loss`` by default
         the agent's own, whose evaluation twin is played
     :param n_episodes: of each task in an evaluation

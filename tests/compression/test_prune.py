@@ -280,7 +280,7 @@ def test_the_base_alone_can_be_evaluated(agent: Agents, target_env: TargetEnvs) 
     model = agent()
     prune(model, keep_fraction=0.1)
     base = evaluate_tasks(model, target_env(), 1, base=True).returns()
-    prune(model, keep_fraction=0.0, refit_base=False)
+    prune(model, keep_fraction=0.0)
     alone = evaluate_tasks(model, target_env(), 1).returns()
     assert {task: value.mean for task, value in alone.items()} == pytest.approx(
         {task: value.mean for task, value in base.items()}, rel=1e-5
