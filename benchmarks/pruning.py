@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch as th
 import tyro
 
 from sb3_varshare import VarShareSAC, evaluate_tasks, make_multitask_env, prune
+from sb3_varshare.adapters.sparse import Sparse
 from sb3_varshare.compression.prune_report import tensor_bytes
 from sb3_varshare.compression.return_loss import RandomPolicy
 from sb3_varshare.evaluation.task_evaluation import mean_interval
@@ -190,6 +192,46 @@ def markdown(rows: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def position_bytes(adapter: Sparse) -> dict[str, int]:
+    """
+    Bytes that the positions of a layer's kept weights take in several formats.
+
+    :param adapter: what is left of the layer
+    """
+    rows = math.prod(adapter.size[:-2]) * (adapter.size[-2] + 1)
+    gaps = adapter.positions.diff(prepend=adapter.positions.new_tensor([-1]))
+    n_kept = len(adapter.positions)
+    return {
+        "list": 4 * n_kept,
+        "bitmask": math.ceil(math.prod(adapter.size) / 8),
+        "rows of 16-bit columns": 4 * rows + 2 * n_kept,
+        # A gap of 255 or more takes further bytes.
+        "gaps of 8 bits": n_kept + int((gaps // 255).sum()),
+    }
+
+
+def formats(args: Args, shares: tuple[float, ...] = (0.05, 0.02, 0.01)) -> str:
+    """
+    Bytes of a kept weight, its value of four included, by format; mean over the agents.
+
+    :param args: which agents
+    :param shares: of the weights, kept by magnitude
+    """
+    rows = []
+    for seed, share in itertools.product(range(args.seeds), shares):
+        model = VarShareSAC.load(args.agent_file(seed), device="cpu")
+        prune(model, keep_fraction=share)
+        for name, network in (("actor", model.policy.actor), ("critic", model.policy.critic.net)):
+            layers = pd.DataFrame([position_bytes(layer.adapter) for layer in network.linears()]).sum()
+            kept = sum(len(layer.adapter.values) for layer in network.linears())
+            rows.append({"network": name, "kept": share, **(4 + layers / kept)})
+    means = pd.DataFrame(rows).groupby(["network", "kept"], sort=False).mean()
+    lines = [f"| network | kept | {' | '.join(means.columns)} |", f"|{'---|' * (2 + len(means.columns))}"]
+    for (name, share), row in means.iterrows():
+        lines.append(f"| {name} | {percent(share)} | {' | '.join(f'{value:.1f}' for value in row)} |")
+    return "\n".join(lines)
+
+
 def main(args: Args) -> None:
     """
     Run and print.
@@ -207,6 +249,7 @@ def main(args: Args) -> None:
     for (scope, score, refit), group in rows.groupby(["scope", "score", "refit"], sort=False):
         base = "the base refitted" if refit else "the base as it is"
         print(f"\nBy {score}, scope {scope}, {base}\n\n{markdown(group)}")
+    print(f"\nBytes of a kept weight by format\n\n{formats(args)}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,9 @@ class Sparse(Adapter):
     No noise is left; the penalty of what was kept is the means' share of the KL. Learning goes on in the kept values
     and in the base. Re-centring would fill the zeros, and does nothing.
 
+    Eight bytes a kept weight. With 2 % kept of five trained agents, in bytes a weight: this list 8.0, a bitmask 10.2,
+    compressed rows of 16-bit columns 8.7 to 12.2, gaps of 8 bits 5.1, which would be summed up before every use.
+
     :param shape: sizes of the layer
     :param sigma_prior: standard deviation of the prior, absolute
     :param positions: (n,) ascending, of the kept weights in the flattened (*K, T, I, O) residual

@@ -62,8 +62,8 @@ def prune(
     :param scope: ``"global"`` ranks all weights of a network together, ``"layer"`` keeps the same share of every layer;
         a threshold has no scope
     :param networks: ``"both"``, ``"actor"`` (which is all that acting needs) or ``"critic"``
-    :param refit_base: move each weight of the base to the mean of the tasks that keep nothing there: better where so much
-        is dropped that returns suffer, no better before
+    :param refit_base: move each weight of the base to the mean of the tasks that keep nothing there: better where so
+        much is dropped that returns suffer, no better before
     :param env: to evaluate before and after, as for :func:`~sb3_varshare.evaluate_tasks`; with ``max_loss`` by default
         the agent's own, whose evaluation twin is played
     :param n_episodes: of each task in an evaluation
@@ -86,7 +86,7 @@ def prune(
     for name, ranking in rankings.items():
         kept = ranking.above(threshold) if threshold is not None else ranking.best(keep_fraction or 0.0)
         layers += _install(model, name, kept)
-    _follow(model)
+    _follow(model, chosen)
     sizes = before, agent_bytes(model, chosen.values())
     report = PruneReport(tuple(model.task_names), tuple(layers), *sizes, candidates=candidates)
     if judge is None:
@@ -228,9 +228,9 @@ def _exchange(optimizer: th.optim.Optimizer, old: nn.Parameter, new: nn.Paramete
         }
 
 
-def _follow(model: VarShareSAC) -> None:
-    """What depends on the networks: the target critic, the compiled graphs, how the agent explores."""
-    policy, pruned = model.policy, model.kept_weights or {}
+def _follow(model: VarShareSAC, pruned: Mapping[str, TaskNetwork]) -> None:
+    """What depends on the pruned networks: the target critic, the compiled graphs, how the agent explores."""
+    policy = model.policy
     if "critic" in pruned:
         policy.critic_target = policy.critic.averaged_copy()
     if "actor" in pruned:
