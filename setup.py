@@ -43,6 +43,8 @@ POSTGRES = ["psycopg[binary]>=3.2,<4"]
 DASHBOARD = ["optuna-dashboard>=0.21,<1"]
 # Ray's core alone: workers on many machines.
 RAY = ["ray>=2.50,<3"]
+# One task as a file for other runtimes; onnxscript is what torch's exporter is written in.
+ONNX = ["onnx>=1.18,<2", "onnxruntime>=1.22,<2", "onnxscript>=0.5,<1"]
 # Needs an environment of its own: it asks for a newer MuJoCo than Meta-World pins.
 MJLAB = ["mjlab>=1.6,<2"]
 DOCS = ["sphinx>=8", "furo>=2024.8", "myst-parser>=4"]
@@ -77,6 +79,7 @@ setup(
         "gymnasium>=1.1,<2",
         "numpy>=1.26,<2.4",
         "scipy>=1.11",
+        "safetensors>=0.5,<1",
         "psutil>=5.9",
         "rich>=13",
         "tqdm>=4.66",
@@ -90,8 +93,9 @@ setup(
         "postgres": POSTGRES,
         "dashboard": DASHBOARD,
         "ray": RAY,
+        "onnx": ONNX,
         "mjlab": MJLAB,
         "docs": DOCS,
-        "dev": METAWORLD + DM_CONTROL + ZOO + EXAMPLES + VIDEO + POSTGRES + DASHBOARD + RAY + DOCS + TOOLS,
+        "dev": METAWORLD + DM_CONTROL + ZOO + EXAMPLES + VIDEO + POSTGRES + DASHBOARD + RAY + ONNX + DOCS + TOOLS,
     },
 )

@@ -12,6 +12,7 @@ import sb3_varshare.tasks  # noqa: F401 - registers the Gymnasium environments
 
 if TYPE_CHECKING:
     from sb3_varshare.compression import prune
+    from sb3_varshare.deployment import PolicyFileError, compose_task, export_policy, export_task, load_policy
     from sb3_varshare.evaluation import EvalTasksCallback, TaskEvaluation, evaluate_tasks, record_videos
     from sb3_varshare.tasks import (
         MultiTaskEnv,
@@ -30,11 +31,16 @@ _HOMES = {
     "MultiTaskEnv": "tasks",
     "MultiTaskPolicy": "varshare_sac",
     "MultiTaskVecEnv": "tasks",
+    "PolicyFileError": "deployment",
     "TaskEvaluation": "evaluation",
     "TaskSpec": "tasks",
     "TaskSuite": "tasks",
     "VarShareSAC": "varshare_sac",
+    "compose_task": "deployment",
     "evaluate_tasks": "evaluation",
+    "export_policy": "deployment",
+    "export_task": "deployment",
+    "load_policy": "deployment",
     "make_multitask_env": "tasks",
     "make_tensor_env": "tasks",
     "prune": "compression",
@@ -46,11 +52,16 @@ __all__ = [
     "MultiTaskEnv",
     "MultiTaskPolicy",
     "MultiTaskVecEnv",
+    "PolicyFileError",
     "TaskEvaluation",
     "TaskSpec",
     "TaskSuite",
     "VarShareSAC",
+    "compose_task",
     "evaluate_tasks",
+    "export_policy",
+    "export_task",
+    "load_policy",
     "make_multitask_env",
     "make_tensor_env",
     "prune",

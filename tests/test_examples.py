@@ -160,6 +160,25 @@ def test_own_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "One episode of 'slide' outside the suite" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_deploy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    example = load_example("deploy")
+    found = example.main(example.Args(steps=210, episodes=1, output=tmp_path))
+    assert set(found) == {"earth", "moon"}
+    for forms in found.values():
+        assert set(forms) == {"agent", "folder", ".onnx", ".pt2"}
+        # Of the order of a thousand; rounding grows with the steps.
+        assert all(returns == pytest.approx(forms["agent"], abs=0.5) for returns in forms.values())
+    assert "What the tasks share" in capsys.readouterr().out
+    loaded = example.make_agent(example.Args(model=tmp_path / "agent.zip"))
+    returns = example.play(lambda row: loaded.predict_task(row, "moon")[0], "moon", 1)
+    assert returns == found["moon"]["agent"]
+    runner = (EXAMPLES / "run_exported.py").read_text(encoding="utf-8")
+    imported = {node for node in ast.walk(ast.parse(runner)) if isinstance(node, ast.Import | ast.ImportFrom)}
+    assert not any("sb3" in ast.unparse(node) for node in imported)
+
+
 def test_own_suite(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from sb3_varshare.tasks import registry
 

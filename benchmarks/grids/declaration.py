@@ -24,6 +24,7 @@ SEEDS = (1, 2, 3, 4, 5)
 FRESH_SEEDS = (6, 7, 8, 9, 10)
 CAUSES = ("identical", "conflict", "noisy", "scaled", "few", "all")
 REFERENCE = "reference"
+Factors = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ class Grid:
     :param reference_steps: of the single-task agents that have the score 1
     :param base: the base point
     :param measurement: how units are evaluated
+    :param factors: what the arms vary, factor -> level -> changes; empty in comparisons
     """
 
     name: str
@@ -140,6 +142,7 @@ class Grid:
     reference_steps: int = REFERENCE_STEPS
     base: Mapping[str, Any] = field(default_factory=lambda: dict(BASE))
     measurement: Measurement = field(default_factory=Measurement)
+    factors: Factors = field(default_factory=dict)
 
     def units(self) -> list[Unit]:
         """All of its work, the reference first, seed by seed: an unfinished grid has whole seeds."""
@@ -153,7 +156,7 @@ class Grid:
         return units
 
 
-def factor_arms(factors: Mapping[str, Mapping[str, Mapping[str, Any]]], base: Mapping[str, Any]) -> tuple[Arm, ...]:
+def factor_arms(factors: Factors, base: Mapping[str, Any]) -> tuple[Arm, ...]:
     """
     The base, and an arm for each level that is not the base's own.
 
@@ -195,6 +198,12 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "rho_lr_multiplier": _levels("rho_lr_multiplier", 0.1, 0.3, 1.0),
     "ent_coef": _levels("ent_coef", "auto_0.1", "auto_0.01", "auto_0.003"),
     "tau": _levels("tau", 0.005, 0.02),
+}
+# With the spreads' weight of their own another weight of the means, or another prior, may be the better one.
+OWN_WEIGHT = {**BASE, "beta_sigma": 1.0}
+OWN_WEIGHT_FACTORS = {
+    "beta": _levels("beta", 0.003, 0.01, 0.03, 0.1),
+    "sigma_prior": _levels("sigma_prior", 0.1, 0.2, 0.4),
 }
 
 REFERENCE_ARMS = (Arm("random", "random"), Arm("single", "single"))
@@ -241,7 +250,7 @@ _TINY = {**BASE, "batch_size": 4, "actor_width": 8, "critic_width": 8, "n_atoms"
 GRIDS = {
     grid.name: grid
     for grid in (
-        Grid("defaults", "Which settings?", ("all",), factor_arms(FACTORS, BASE)),
+        Grid("defaults", "Which settings?", ("all",), factor_arms(FACTORS, BASE), factors=FACTORS),
         Grid("comparison", "Which method?", CAUSES, COMPARED),
         Grid(
             "confirmation",
@@ -249,6 +258,14 @@ GRIDS = {
             ("all",),
             tuple(arm for arm in COMPARED if arm.name in (*CONFIRMED, *CONFIRMED_CONTROLS)),
             seeds=FRESH_SEEDS,
+        ),
+        Grid(
+            "weights",
+            "Which weight of the means, and which prior, with the spreads at the bound's weight?",
+            ("all",),
+            factor_arms(OWN_WEIGHT_FACTORS, OWN_WEIGHT),
+            base=OWN_WEIGHT,
+            factors=OWN_WEIGHT_FACTORS,
         ),
         Grid("data", "Which method, with half and twice the data?", ("all",), COMPARED, (STEPS // 2, 2 * STEPS)),
         Grid(

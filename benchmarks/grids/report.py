@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 import tyro
-from declaration import FACTORS, GRIDS
+from declaration import GRIDS
 from figures import draw_curves, draw_intervals
-from learners import BASE
 from scores import iqm, iqm_difference, mean, score_matrix, with_scores
 from store import read
 from unit import REPOSITORY
@@ -102,11 +101,11 @@ def factor_table(rows: pd.DataFrame) -> pd.DataFrame:
 
     :param rows: of one suite at the end
     """
-    table = score_table(rows).set_index("")
+    table, grid = score_table(rows).set_index(""), GRIDS[rows["grid"].iloc[0]]
     found = []
     for factor in dict.fromkeys(rows["factor"].loc[rows["factor"] != ""]):
-        for level, changes in FACTORS[factor].items():
-            is_base = all(BASE[name] == value for name, value in changes.items())
+        for level, changes in grid.factors[factor].items():
+            is_base = all(grid.base[name] == value for name, value in changes.items())
             name = "base" if is_base else f"{factor}={level}"
             if name in table.index:
                 text = f"{level} (base)" if is_base else level

@@ -3,9 +3,11 @@ Run what is missing of declared grids, in as many processes as asked.
 
     python benchmarks/grids/run.py comparison --processes 2
     python benchmarks/grids/run.py comparison --collect benchmarks/grids/results
+    python benchmarks/grids/run.py comparison --restore benchmarks/grids/results
 
 A finished unit is one CSV file, written whole or not at all: a kill at any moment loses the running units only, and the
 same command goes on. With ``--collect`` nothing is run: finished units become one table per grid, for ``report.py``.
+With ``--restore`` the units of such tables are files again, and a later run does only what they lack.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from declaration import GRIDS, Unit
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from store import collect, is_finished, run_and_write
+from store import collect, is_finished, restore, run_and_write
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -42,6 +44,7 @@ class Args:
     :param only_agents: leave out the others
     :param seeds: leave out the others
     :param collect: run nothing, and write one table per grid into this folder
+    :param restore: run nothing, and take finished units from the tables in this folder
     :param list: run nothing, and show how much is finished
     """
 
@@ -52,6 +55,7 @@ class Args:
     only_agents: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     collect: Path | None = None
+    restore: Path | None = None
     list: bool = False
 
 
@@ -140,6 +144,10 @@ def main(args: Args) -> int:
     console = Console()
     if args.list:
         console.print(progress_table(args))
+        return 0
+    if args.restore is not None:
+        for name in args.grids:
+            console.print(f"{name}: {restore(GRIDS[name], args.output, args.restore)} units restored")
         return 0
     if args.collect is not None:
         for name in args.grids:

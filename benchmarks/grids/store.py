@@ -85,6 +85,26 @@ def collect(grid: Grid, folder: Path, results: Path) -> Path:
     return path
 
 
+def restore(grid: Grid, folder: Path, results: Path) -> int:
+    """
+    The inverse of :func:`collect`, so that a grid goes on where the tables that are kept end.
+
+    :param grid: which one
+    :param folder: of all units' files; files that are there stay as they are
+    :param results: folder of the tables that are kept
+    :return: number of the files that were written
+    """
+    (table,) = _texts([results / f"{grid.name}.csv"])
+    units = {tuple(map(str, unit.identity.values())): unit for unit in grid.units()}
+    missing = {key: unit for key, unit in units.items() if not (folder / unit.path).exists()}
+    found = {key: rows for key, rows in table.groupby(list(grid.units()[0].identity), sort=False) if key in missing}
+    for key, rows in found.items():
+        path = folder / missing[key].path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(rows, path)
+    return len(found)
+
+
 def _texts(paths: Iterable[Path]) -> list[pd.DataFrame]:
     """Files as they stand: reading numbers would write them anew."""
     return [pd.read_csv(path, dtype=str, keep_default_na=False) for path in paths]

@@ -66,6 +66,8 @@ class TaskDescription(NamedTuple):
     :param full_names: (T,) names with their sources; empty where there are none
     :param action_bounds: (T,) lowest and highest action of each task's own env; None where nobody maps the agent's
         actions onto others
+    :param observation_sizes: (T,) length of each task's own observation; empty where it is not known
+    :param observation_size: D, to which all are padded; 0 where it is not known
     """
 
     names: tuple[str, ...]
@@ -73,6 +75,8 @@ class TaskDescription(NamedTuple):
     protocol: dict[str, Any]
     full_names: tuple[str, ...] = ()
     action_bounds: tuple[ActionBounds, ...] | None = None
+    observation_sizes: tuple[int, ...] = ()
+    observation_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,8 @@ class TaskSuite:
             self.full_protocol,
             tuple(task.full_name for task in self.tasks),
             tuple(task.bounds for task in self.tasks),
+            tuple(task.observation_size for task in self.tasks),
+            self.observation_size,
         )
 
 

@@ -58,7 +58,21 @@ def _save(plot: Callable[[], Any], path: Path) -> Path:
         warnings.simplefilter("ignore")
         plot()
         figure = pyplot.gcf()
+        for axes in figure.axes:
+            _label_sparsely(axes)
         figure.set_size_inches(max(7, 3.5 * len(figure.axes)), 5)
         figure.savefig(path, bbox_inches="tight")
     pyplot.close(figure)
     return path
+
+
+def _label_sparsely(axes: Any) -> None:
+    """Of less than two decades matplotlib labels every tick, one over the other."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())

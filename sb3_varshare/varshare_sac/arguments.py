@@ -127,6 +127,17 @@ def describe_tasks(env: Any, n_tasks: int | None) -> tuple[TaskDescription, int]
     return TaskDescription(tuple(f"task_{i}" for i in range(n_tasks)), (action_size,) * n_tasks, {}), n_tasks
 
 
+def own_observation_sizes(description: TaskDescription, space: spaces.Space) -> list[int]:
+    """
+    :param description: of the tasks
+    :param space: of the agent's observations, with the one-hot
+    :return: (T,) length of each task's own observation; empty where a wrapper has made another observation of it, or
+        nobody knows
+    """
+    padded = description.observation_size + len(description.names)
+    return list(description.observation_sizes) if space.shape == (padded,) else []
+
+
 def count_tasks(env: Any, n_tasks: int | None) -> int:
     """
     Number of tasks before the agent exists.

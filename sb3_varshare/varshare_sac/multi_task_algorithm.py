@@ -18,7 +18,7 @@ from sb3_varshare.tasks.encoding import append_task
 from sb3_varshare.tasks.spaces import ActionBounds, to_bounds
 from sb3_varshare.tasks.suite import TaskDescription, find_tasks, nearest
 from sb3_varshare.varshare_sac import saving
-from sb3_varshare.varshare_sac.arguments import check_not_normalized, describe_tasks
+from sb3_varshare.varshare_sac.arguments import check_not_normalized, describe_tasks, own_observation_sizes
 from sb3_varshare.varshare_sac.collection import MultiTaskCollection
 from sb3_varshare.varshare_sac.diagnostics import residual_statistics
 from sb3_varshare.varshare_sac.policies import MultiTaskPolicy
@@ -31,12 +31,13 @@ class MultiTaskAlgorithm(MultiTaskCollection):
     Base of :class:`~sb3_varshare.VarShareSAC`: everything but the networks' set-up and the gradient step.
 
     Attributes that describe the tasks, all plain data and saved with the model: ``n_tasks``, ``task_names``,
-    ``full_names``, ``action_sizes``, ``action_bounds``, ``protocol``, ``one_hot_size``. The protocol is that of the
-    last training.
+    ``full_names``, ``action_sizes``, ``action_bounds``, ``observation_sizes`` (empty where nobody knows them),
+    ``protocol``, ``one_hot_size``. The protocol is that of the last training.
     """
 
     full_names: list[str]
     action_bounds: list[ActionBounds] | None
+    observation_sizes: list[int]
     # Of the networks that sb3_varshare.prune pruned, the weights that are left in each linear layer.
     kept_weights: dict[str, list[int]] | None = None
 
@@ -53,6 +54,7 @@ class MultiTaskAlgorithm(MultiTaskCollection):
         self.full_names = list(description.full_names)
         self.action_sizes = list(description.action_sizes)
         self.action_bounds = None if description.action_bounds is None else list(description.action_bounds)
+        self.observation_sizes = own_observation_sizes(description, self.observation_space)
         self.protocol = description.protocol
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -275,9 +277,11 @@ class MultiTaskAlgorithm(MultiTaskCollection):
 
     @staticmethod
     def _complete(data: dict[str, Any], env: Any) -> None:
-        """What files of older versions lack: bounds from the environment or, as an empty list, not known."""
+        """What files of older versions lack: from the environment or, as an empty list, not known."""
         found = None if env is None else find_tasks(env)
         data.setdefault("full_names", list(found.full_names) if found else [])
+        sizes = own_observation_sizes(found, data["observation_space"]) if found else []
+        data.setdefault("observation_sizes", sizes)
         bounds = found.action_bounds if found else () if data["protocol"] else None
         data.setdefault("action_bounds", None if bounds is None else list(bounds))
 

@@ -228,7 +228,7 @@ def resolve_path(path: str | pathlib.Path) -> pathlib.Path:
     return path if path.suffix == ".zip" or path.is_file() else path.with_name(path.name + ".zip")
 
 
-def write_atomically(path: pathlib.Path, write: Callable[[io.BufferedIOBase], None]) -> None:
+def write_atomically(path: pathlib.Path, write: Callable[[io.BufferedIOBase], object]) -> None:
     """
     Write a file so that a crash in between leaves the previous one untouched.
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import run
 import store
-from declaration import FACTORS, GRIDS, Arm, Grid, Measurement, Unit
+from declaration import GRIDS, Arm, Grid, Measurement, Unit
 from learners import BASE, unknown_settings
 from rich.console import Console
 from unit import run_unit
@@ -43,11 +43,13 @@ def test_a_grid_has_no_unit_twice(grid: Grid) -> None:
     assert not {name for unit in units for name in unknown_settings(unit.settings)}
 
 
-def test_every_factor_has_the_base_among_its_levels() -> None:
-    for levels in FACTORS.values():
-        at_base = [all(BASE[name] == value for name, value in changes.items()) for changes in levels.values()]
+@pytest.mark.parametrize("name", ["defaults", "weights"])
+def test_every_factor_has_the_base_among_its_levels(name: str) -> None:
+    grid = GRIDS[name]
+    for levels in grid.factors.values():
+        at_base = [all(grid.base[key] == value for key, value in changes.items()) for changes in levels.values()]
         assert at_base.count(True) == 1
-    assert len(GRIDS["defaults"].arms) == 1 + sum(len(levels) - 1 for levels in FACTORS.values())
+    assert len(grid.arms) == 1 + sum(len(levels) - 1 for levels in grid.factors.values())
 
 
 def test_a_killed_grid_goes_on_and_repeats_itself(tmp_path: Path) -> None:
@@ -64,6 +66,11 @@ def test_a_killed_grid_goes_on_and_repeats_itself(tmp_path: Path) -> None:
     assert len(table) == 2 + 2 * 2 + 2 * (2 * 2)
     assert set(table["status"]) == {"finished"}
     assert table.loc[table["agent"] == "base", "base_return"].notna().all()
+    # What was kept becomes the same files again; those that are there are left alone.
+    assert store.restore(SMOKE, tmp_path / "again", tmp_path / "kept") == len(UNITS)
+    assert contents(tmp_path / "again") == first
+    assert all(store.is_finished(unit, tmp_path / "again") for unit in UNITS)
+    assert store.restore(SMOKE, tmp_path / "again", tmp_path / "kept") == 0
 
 
 def test_training_does_not_depend_on_how_often_it_is_evaluated(tmp_path: Path) -> None:

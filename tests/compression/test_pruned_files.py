@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_varshare import VarShareSAC, evaluate_tasks, prune
+from sb3_varshare import VarShareSAC, evaluate_tasks, export_policy, load_policy, prune
 from sb3_varshare.adapters.sparse import Sparse
 
 Agents = Callable[..., VarShareSAC]
@@ -163,3 +163,19 @@ def test_what_shapes_the_networks_cannot_be_changed(pruned_file: Path, change: d
 def test_a_pruned_actor_has_no_posterior_to_explore_by(pruned_file: Path) -> None:
     with pytest.raises(ValueError, match="pruning left the actor none"):
         VarShareSAC.load(pruned_file, device="cpu", exploration="posterior")
+
+
+def test_an_exported_policy_holds_what_was_kept(agent: Agents, tmp_path: Path) -> None:
+    model = agent(actor_width=64)
+    sizes = []
+    for name in ("full", "pruned"):
+        export_policy(model, tmp_path / name)
+        files = sorted((tmp_path / name / "tasks").iterdir())
+        assert len(files) == 3
+        sizes.append(sum(file.stat().st_size for file in files))
+        exported = load_policy(tmp_path / name)
+        for task in model.task_names:
+            actions = exported.predict(OBSERVATIONS[:, :2], task)[0]
+            np.testing.assert_allclose(actions, model.predict_task(OBSERVATIONS[:, :2], task)[0], atol=1e-5)
+        prune(model, keep_fraction=0.02, networks="actor")
+    assert sizes[1] < 0.2 * sizes[0]

@@ -73,7 +73,7 @@ def test_a_suite_passes_through(scripted_suite: Callable[..., TaskSuite]) -> Non
         ([3], {}, "names of tasks or TaskSpecs, got 3"),
         (["contextual/swingup"], {}, "did you mean 'swing-up'"),
         ({"mine": pendulum}, {"horizon": 0}, "'custom/mine' needs a horizon of at least 1 step, got 0"),
-        ({"mine": pendulum()}, {}, "callable that builds the env of task 'mine', got <TimeLimit"),
+        ({"mine": pendulum()}, {}, "callable that builds the env of task 'mine', got <(Patched)?TimeLimit"),
         ([], {}, "no tasks"),
         (["contextual/light", "contextual/light"], {}, "once"),
         ("contextual", {"n_goals": 3}, r"options of tasks of contextual \(horizon\), got n_goals"),
@@ -156,6 +156,8 @@ def test_a_source_of_ones_own(grid_source: str) -> None:
         {"success": "any step of the episode", "grid": {"horizon": 7, "wind": 2.0}},
         ("grid/west", "grid/east"),
         (TORQUES, TORQUES),
+        (5, 5),
+        5,
     )
     env = MultiTaskEnv(["grid/east", "contextual/light"], horizon=3)
     env.reset()
