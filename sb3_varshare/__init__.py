@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sb3_varshare.tasks  # noqa: F401 - registers the Gymnasium environments
 
 if TYPE_CHECKING:
+    from sb3_varshare.compression import prune
     from sb3_varshare.deployment import PolicyFileError, compose_task, export_policy, export_task, load_policy
     from sb3_varshare.evaluation import EvalTasksCallback, TaskEvaluation, evaluate_tasks, record_videos
     from sb3_varshare.tasks import (
@@ -42,6 +43,7 @@ _HOMES = {
     "load_policy": "deployment",
     "make_multitask_env": "tasks",
     "make_tensor_env": "tasks",
+    "prune": "compression",
     "record_videos": "evaluation",
 }
 
@@ -62,6 +64,7 @@ __all__ = [
     "load_policy",
     "make_multitask_env",
     "make_tensor_env",
+    "prune",
     "record_videos",
 ]
 

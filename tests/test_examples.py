@@ -237,6 +237,23 @@ def test_posterior_exploration(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "1,100" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("score", ["magnitude", "signal_to_noise"])
+def test_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str], score: str) -> None:
+    from sb3_varshare import VarShareSAC
+
+    example, path = load_example("prune"), tmp_path / "pruned.zip"
+    # After so little training anything may be lost, and the search ends with the base alone.
+    budget = {"steps": STEPS, "episodes": 1, "max_loss": 100.0, "save_path": path}
+    report = example.main(example.Args(score=score, more_steps=20, **budget))
+    assert report.kept() == 0 and set(report.returns_after) == PENDULUMS
+    output = capsys.readouterr().out
+    assert "tried: 0.00% lost " in output and f"{path}: {path.stat().st_size:,} bytes" in output
+    loaded = VarShareSAC.load(path)
+    assert loaded.num_timesteps == 5 * (STEPS + 20)
+    again = example.main(example.Args(model=path, **budget))
+    assert again.kept() == 0 and again.candidates == ()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Overriding environment.*:UserWarning")
 def test_train_metaworld(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,13 +89,17 @@ class Adapter(nn.Module, ABC):
         :param theta: the layer's base weight
         """
 
+    def fixed_tensors(self) -> tuple[th.Tensor, ...]:
+        """What :meth:`averaged_product` needs besides and no average changes."""
+        return ()
+
     @staticmethod
     def averaged_product(x: th.Tensor, tensors: tuple[th.Tensor, ...], bias: th.Tensor) -> th.Tensor:
         """
         Mean output of the layer from :meth:`averaged_tensors` or an average of them.
 
         :param x: (T, B, I) or (*K, T, B, I)
-        :param tensors: as :meth:`averaged_tensors` returns them
+        :param tensors: as :meth:`averaged_tensors` returns them, then those of :meth:`fixed_tensors`
         :param bias: (*K, T, 1, O) or (*K, 1, 1, O)
         :return: (*K, T, B, O)
         """

@@ -103,7 +103,7 @@ class _PullMean(th.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: th.Tensor) -> tuple[th.Tensor, None, None]:
         mu, weights = ctx.saved_tensors
-        return th.addcmul(grads[0], mu, weights[:, None, None] / ctx.sigma_prior**2), None, None
+        return th.addcmul(grads[0], mu, weights / ctx.sigma_prior**2), None, None
 
 
 class _PullSpread(th.autograd.Function):
@@ -154,7 +154,23 @@ def pull_mean(mu: th.Tensor, weights: KLWeights | None, sigma_prior: float) -> t
     """
     if weights is None:
         return mu
-    pulled: th.Tensor = _PullMean.apply(mu, weights.mean, sigma_prior)
+    pulled: th.Tensor = _PullMean.apply(mu, weights.mean[:, None, None], sigma_prior)
+    return pulled
+
+
+def pull_values(values: th.Tensor, task_ids: th.Tensor, weights: KLWeights | None, sigma_prior: float) -> th.Tensor:
+    """
+    As :func:`pull_mean` of means that stand in a row, whatever their task.
+
+    :param values: (n,)
+    :param task_ids: (n,) task of each
+    :param weights: of the KL; ``None`` adds nothing
+    :param sigma_prior: standard deviation of the prior
+    :return: ``values``
+    """
+    if weights is None:
+        return values
+    pulled: th.Tensor = _PullMean.apply(values, weights.mean[task_ids], sigma_prior)
     return pulled
 
 

@@ -60,8 +60,8 @@ class TaskLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = LayerShape(n_tasks, in_features, out_features, n_members)
-        weight_rms = gain / math.sqrt(max(in_features, out_features))
-        self.adapter = make_adapter(adapter, self.shape, weight_rms, adapter_kwargs)
+        self.weight_rms = gain / math.sqrt(max(in_features, out_features))
+        self.adapter = make_adapter(adapter, self.shape, self.weight_rms, adapter_kwargs)
         base_tasks = n_tasks if self.adapter.per_task_base else 1
         self.theta = nn.Parameter(th.empty(*self.shape.members, base_tasks, in_features, out_features))
         self.bias = nn.Parameter(th.zeros(*self.shape.members, base_tasks, 1, out_features))
@@ -138,6 +138,11 @@ class AveragedLinear(nn.Module):
         self._product = type(source.adapter).averaged_product
         tensors = (tensor.detach().clone() for tensor in source.averaged_tensors())
         self.tensors = nn.ParameterList(nn.Parameter(tensor, requires_grad=False) for tensor in tensors)
+        fixed = source.adapter.fixed_tensors()
+        self._fixed = [f"fixed_{number}" for number in range(len(fixed))]
+        for name, tensor in zip(self._fixed, fixed, strict=True):
+            # Not a copy: who counts memory, and torch.save, find them once.
+            self.register_buffer(name, tensor)
 
     def averaged_tensors(self) -> tuple[th.Tensor, ...]:
         """As :meth:`TaskLinear.averaged_tensors`."""
@@ -146,7 +151,7 @@ class AveragedLinear(nn.Module):
     def forward(self, x: th.Tensor, sample: bool = False, kl_weights: KLWeights | None = None) -> th.Tensor:
         """As the source's mean output; there is nothing to sample and no KL."""
         *tensors, bias = self.tensors
-        return self._product(x, tuple(tensors), bias)
+        return self._product(x, (*tensors, *(getattr(self, name) for name in self._fixed)), bias)
 
 
 class TaskLayerNorm(nn.Module):

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from sb3_varshare.adapters import ADAPTERS
 from sb3_varshare.presets import default_batch_size
 from sb3_varshare.tasks.suite import TaskDescription, find_tasks, nearest
+from sb3_varshare.varshare_sac.kept_weights import check_kept_weights
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "adapter": (*ADAPTERS, "embedding"),
@@ -164,7 +165,10 @@ def check_choices(model: Any) -> None:
             raise ValueError(f"{name} must be {words}, got {getattr(model, name)!r}.")
     if not model.v_min < model.v_max:
         raise ValueError(f"v_min must be below v_max ({model.v_max}), got {model.v_min}.")
+    check_kept_weights(model)
     has_posterior = model.actor_residuals and model.adapter in ADAPTERS and ADAPTERS[model.adapter].is_stochastic
+    if model.exploration == "posterior" and "actor" in (model.kept_weights or {}):
+        raise ValueError("exploration='posterior' needs a posterior, and pruning left the actor none; use 'mean'.")
     if model.exploration == "posterior" and not has_posterior:
         raise ValueError(
             f"exploration='posterior' draws weights from the actor's posterior, which adapter={model.adapter!r} with "
@@ -200,6 +204,7 @@ def policy_arguments(model: Any) -> dict[str, Any]:
     return {
         **{name: getattr(model, name) for name in POLICY_ARGUMENTS},
         "action_sizes": model.policy_action_sizes,
+        "kept_weights": model.kept_weights,
         "adapter": "none" if embedding else model.adapter,
         "adapter_kwargs": {name: getattr(model, name) for name in ADAPTER_ARGUMENTS.get(model.adapter, ())},
         "task_input": "embedding" if embedding else model.task_input,

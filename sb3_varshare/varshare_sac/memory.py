@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch as th
 
+from sb3_varshare.adapters.sparse import Sparse
 from sb3_varshare.varshare_sac.policies import MultiTaskPolicy
 
 GIB = 2**30
@@ -62,7 +63,10 @@ def memory_need(make_policy: Callable[[], MultiTaskPolicy], layer_output: int, r
     target = sum(p.numel() for p in policy.critic_target.parameters())
     trained = sum(p.numel() for module in (policy.actor, policy.critic) for p in module.parameters())
     networks = COPIES_PER_PARAMETER * trained * FLOAT_BYTES
-    working = int(WORKING_COPIES * trained + LAYER_OUTPUTS * layer_output) * FLOAT_BYTES
+    layers = (*policy.actor.linears(), *policy.critic.net.linears())
+    # A pruned layer's weights are composed whole, though few of its residuals are parameters.
+    pruned = sum(th.Size(layer.adapter.size).numel() for layer in layers if isinstance(layer.adapter, Sparse))
+    working = int(WORKING_COPIES * (trained + pruned) + LAYER_OUTPUTS * layer_output) * FLOAT_BYTES
     return MemoryNeed(trained, networks, target * FLOAT_BYTES, working, replay_bytes)
 
 

@@ -38,6 +38,8 @@ class MultiTaskAlgorithm(MultiTaskCollection):
     full_names: list[str]
     action_bounds: list[ActionBounds] | None
     observation_sizes: list[int]
+    # Of the networks that sb3_varshare.prune pruned, the weights that are left in each linear layer.
+    kept_weights: dict[str, list[int]] | None = None
 
     def _describe_tasks(self, n_tasks: int | None) -> None:
         if self.env is None:

@@ -22,6 +22,7 @@ from sb3_varshare.losses import q_values
 from sb3_varshare.networks import TASK_INPUTS, BroNet, TaskLinear, TaskNetwork
 from sb3_varshare.networks.task_network import Apply
 from sb3_varshare.tasks.encoding import split_task
+from sb3_varshare.varshare_sac.kept_weights import allocate_kept
 from sb3_varshare.varshare_sac.observation_norm import NoObservationNorm, ObservationNorm
 from sb3_varshare.varshare_sac.squashed_gaussian import bounded_log_std, sample_action
 
@@ -161,6 +162,8 @@ class MultiTaskPolicy(BasePolicy):
     :param rho_lr_multiplier: of the learning rate of the residuals' spreads
     :param optimizer_class: optimizer of actor and critics
     :param optimizer_kwargs: its arguments; weight decay never applies to the residuals
+    :param kept_weights: for each network that was pruned, ``"actor"`` or ``"critic"``, the number of weights that are
+        left in each linear layer
     """
 
     def __init__(
@@ -190,6 +193,7 @@ class MultiTaskPolicy(BasePolicy):
         rho_lr_multiplier: float = 1.0,
         optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
+        kept_weights: dict[str, list[int]] | None = None,
     ) -> None:
         super().__init__(
             observation_space,
@@ -204,6 +208,7 @@ class MultiTaskPolicy(BasePolicy):
         self.lr_multipliers = {"shared": 1.0, "mu": mu_lr_multiplier, "rho": rho_lr_multiplier}
         self.network_kwargs = {"n_tasks": n_tasks, "adapter": adapter, "adapter_kwargs": adapter_kwargs or {}}
         plain = {"n_tasks": n_tasks, "adapter": "none", "adapter_kwargs": {}}
+        kept = kept_weights or {}
         norm = ObservationNorm(n_tasks, self.observation_size) if normalize_observations else NoObservationNorm()
         self.observation_norm: ObservationNorm | NoObservationNorm = norm
         self.critic = Critic(
@@ -214,16 +219,20 @@ class MultiTaskPolicy(BasePolicy):
             th.linspace(v_min, v_max, n_atoms),
             initial_return_std,
             task_input,
-            self.network_kwargs if critic_residuals else plain,
+            self.network_kwargs if critic_residuals and "critic" not in kept else plain,
         )
+        if "critic" in kept:
+            allocate_kept(self.critic.net, "critic", kept["critic"], adapter_kwargs)
         self.critic_target = self.critic.averaged_copy()
         self.actor = Actor(
             self.observation_size + self.critic.task_input.size,
             self.action_size,
             actor_width,
             actor_depth,
-            self.network_kwargs if actor_residuals else plain,
+            self.network_kwargs if actor_residuals and "actor" not in kept else plain,
         )
+        if "actor" in kept:
+            allocate_kept(self.actor, "actor", kept["actor"], adapter_kwargs)
         self.register_buffer("action_mask", self._action_mask(action_sizes), persistent=False)
         self.action_mask: th.Tensor
         self._base_only = False
