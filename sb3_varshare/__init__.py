@@ -12,6 +12,13 @@ import sb3_varshare.tasks  # noqa: F401 - registers the Gymnasium environments
 
 if TYPE_CHECKING:
     from sb3_varshare.evaluation import EvalTasksCallback, TaskEvaluation, evaluate_tasks, record_videos
+    from sb3_varshare.inspection import (
+        InspectionCallback,
+        residual_table,
+        save_figures,
+        task_distance,
+        value_uncertainty,
+    )
     from sb3_varshare.tasks import (
         MultiTaskEnv,
         MultiTaskVecEnv,
@@ -26,6 +33,7 @@ __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8"
 
 _HOMES = {
     "EvalTasksCallback": "evaluation",
+    "InspectionCallback": "inspection",
     "MultiTaskEnv": "tasks",
     "MultiTaskPolicy": "varshare_sac",
     "MultiTaskVecEnv": "tasks",
@@ -37,10 +45,15 @@ _HOMES = {
     "make_multitask_env": "tasks",
     "make_tensor_env": "tasks",
     "record_videos": "evaluation",
+    "residual_table": "inspection",
+    "save_figures": "inspection",
+    "task_distance": "inspection",
+    "value_uncertainty": "inspection",
 }
 
 __all__ = [
     "EvalTasksCallback",
+    "InspectionCallback",
     "MultiTaskEnv",
     "MultiTaskPolicy",
     "MultiTaskVecEnv",
@@ -52,6 +65,10 @@ __all__ = [
     "make_multitask_env",
     "make_tensor_env",
     "record_videos",
+    "residual_table",
+    "save_figures",
+    "task_distance",
+    "value_uncertainty",
 ]
 
 
