@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-PURPOSES = {"pandas": "Tables", "matplotlib": "Figures", "tyro": "The command"}
+NEEDS = {"pandas": "Tables need", "matplotlib": "Figures need", "tyro": "The command needs"}
 
 
 def load(module: str) -> ModuleType:
     """
-    :param module: of a package in :data:`PURPOSES`
+    :param module: of a package in :data:`NEEDS`
     :return: the module
     :raises ImportError: its package is not installed
     """
@@ -19,6 +19,5 @@ def load(module: str) -> ModuleType:
     except ModuleNotFoundError as missing:
         package = module.split(".")[0]
         raise ImportError(
-            f"{PURPOSES[package]} of an agent need {package}, which is not installed; "
-            'run pip install "sb3_varshare[inspection]".'
+            f'{NEEDS[package]} {package}, which is not installed; run pip install "sb3_varshare[inspection]".'
         ) from missing

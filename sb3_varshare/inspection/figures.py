@@ -56,20 +56,24 @@ def draw_residuals(table: pd.DataFrame, column: str = "kl") -> Figure:
     return figure
 
 
-def draw_tasks(matrix: pd.DataFrame, label: str, order: Sequence[str] | None = None) -> Figure:
+def draw_tasks(
+    matrix: pd.DataFrame, label: str, order: Sequence[str] | None = None, limit: float | None = None
+) -> Figure:
     """
     Heat map of what holds between tasks.
 
     :param matrix: (T, T) distances or similarities
     :param label: of the colour bar: what it is, with its unit
     :param order: of the tasks; by default that of the matrix
+    :param limit: colours for both signs, from minus this number to plus this number; by default from the least value
+        to the greatest
     :return: the figure
     :raises ImportError: matplotlib is not installed
     """
     ordered = matrix if order is None else matrix.loc[list(order), list(order)]
     side = _height(len(ordered), 0.55)
     figure = _figure((3.4 + side, 2.2 + side))
-    _heat_map(figure.subplots(), ordered, label)
+    _heat_map(figure.subplots(), ordered, label, limit)
     return figure
 
 
@@ -153,12 +157,15 @@ def _figure(size: tuple[float, float]) -> Figure:
 
 def _height(n_rows: int, row: float = 0.4) -> float:
     """Inches of so many rows of text; many rows are set closer."""
-    return row * n_rows if n_rows <= MOST_NUMBERS else row * MOST_NUMBERS + 0.16 * (n_rows - MOST_NUMBERS)
+    inches = row * n_rows if n_rows <= MOST_NUMBERS else row * MOST_NUMBERS + 0.16 * (n_rows - MOST_NUMBERS)
+    # The labels of colour bars need room, however few the rows are.
+    return max(inches, 1.2)
 
 
-def _heat_map(ax: Axes, cells: pd.DataFrame, label: str) -> None:
+def _heat_map(ax: Axes, cells: pd.DataFrame, label: str, limit: float | None = None) -> None:
     values = cells.to_numpy(dtype=float)
-    image = ax.imshow(values, aspect="auto", cmap="viridis")
+    colours = {"cmap": "viridis"} if limit is None else {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    image = ax.imshow(values, aspect="auto", **colours)
     ax.figure.colorbar(image, ax=ax, label=label, aspect=max(20, len(values)))
     many = max(values.shape) > MOST_NUMBERS
     font: dict[str, Any] = {"fontsize": 7 if many else 10}
@@ -166,9 +173,10 @@ def _heat_map(ax: Axes, cells: pd.DataFrame, label: str) -> None:
     ax.set_yticks(range(values.shape[0]), [_short(name) for name in cells.index], **font)
     if many:
         return
-    dark = values < np.nanmin(values) + 0.6 * (np.nanmax(values) - np.nanmin(values))
+    # Luminance of sRGB: white on dark cells, black on light ones.
+    light = image.cmap(image.norm(values))[..., :3] @ np.array([0.2126, 0.7152, 0.0722]) > 0.5
     for (row, column), value in np.ndenumerate(values):
-        colour = "white" if dark[row, column] else "black"
+        colour = "black" if light[row, column] else "white"
         ax.text(column, row, _number(value), ha="center", va="center", color=colour, fontsize=9)
 
 

@@ -69,7 +69,7 @@ def inspect_agent(model: VarShareSAC, observations: np.ndarray | None = None, si
             similarity = task_similarity(model, network)
             report.tables[f"similarity_{network}"] = similarity
             label = f"cosine of the {network}'s residuals"
-            report.figures[f"similarity_{network}"] = draw_tasks(similarity, label, leaf_order(distances))
+            report.figures[f"similarity_{network}"] = draw_tasks(similarity, label, leaf_order(distances), 1.0)
     if observations is None and not model.replay_buffer.empty_tasks():
         observations = replay_observations(model)
     if observations is not None:

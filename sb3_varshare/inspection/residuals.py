@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NETWORKS = ("actor", "critic")
-# Column of numbers -> what it is, with its unit: axes and colour bars say it.
+# Column of numbers -> what it is, with its unit, as colour bars say it.
 COLUMNS = {
     "kl": "KL (nats)",
-    "kl_mean": "KL of the means (nats)",
-    "kl_spread": "KL of the spreads (nats)",
+    "kl_mean": "KL of the means\n(nats)",
+    "kl_spread": "KL of the spreads\n(nats)",
     "mu_norm": "|mu|",
     "theta_norm": "|theta|",
     "mu_over_theta": "|mu| / |theta|",
-    "sigma_over_prior": "mean of sigma / sigma_prior",
-    "signal_share": "share of weights above the noise",
+    "sigma_over_prior": "mean of\nsigma / sigma_prior",
+    "signal_share": "share of weights\nabove the noise",
     "n_weights": "number of weights",
 }
 WITHOUT_RESIDUALS = {

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from sb3_varshare.inspection.figures import draw_dendrogram, draw_pruning, draw_residuals, draw_tasks
+from sb3_varshare.inspection.residuals import COLUMNS
 
 NAMES = ["swing-up", "swing-up-twin", "forward", "a-name-that-is-much-too-long-for-any-axis-v3"]
 
@@ -87,6 +88,21 @@ def test_one_network_is_one_panel() -> None:
 def test_long_names_keep_their_ends() -> None:
     shown = {text.get_text() for text in texts(draw_residuals(make_table()))}
     assert "a-name-that-is-…-for-any-axis-v3" in shown
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_every_column_has_room_for_its_name(column: str) -> None:
+    table = make_table(1).drop(columns=["kl", "sigma_over_prior"])
+    assert_readable(draw_residuals(table.assign(**{column: 0.5}), column))
+
+
+def test_two_signs_have_two_colours() -> None:
+    figure = draw_tasks(pd.DataFrame([[1.0, -0.2], [-0.2, 1.0]], ["a", "b"], ["a", "b"]), "cosine", limit=1.0)
+    assert_readable(figure)
+    image = next(ax.images[0] for ax in figure.axes if ax.images)
+    assert (image.norm.vmin, image.norm.vmax) == (-1, 1)
+    (red, _, blue, _), (other_red, _, other_blue, _) = image.cmap(image.norm([1.0, -1.0]))
+    assert red > blue and other_blue > other_red
 
 
 @pytest.mark.parametrize("n_tasks", [2, 4, 50])
