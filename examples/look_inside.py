@@ -80,10 +80,12 @@ def make_pairs_table(distances: dict[str, pd.DataFrame]) -> Table:
     )
     for name, matrix in distances.items():
         mean = matrix.to_numpy()[np.triu_indices(len(matrix), 1)].mean()
+        if mean == 0:
+            table.add_row(name, "-", "no task differs from another", "-")
+            continue
         nearest = nearest_tasks(matrix)
         answer = "yes" if (nearest[TWINS[0]], nearest[TWINS[1]]) == TWINS[::-1] else "no"
-        pairs = [f"{matrix.loc[pair] / mean:.2f}" for pair in (TWINS, CONFLICTING)]
-        table.add_row(name, pairs[0], answer, pairs[1])
+        table.add_row(name, f"{matrix.loc[TWINS] / mean:.2f}", answer, f"{matrix.loc[CONFLICTING] / mean:.2f}")
     return table
 
 

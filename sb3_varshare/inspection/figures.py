@@ -174,7 +174,7 @@ def _heat_map(ax: Axes, cells: pd.DataFrame, label: str, limit: float | None = N
     if many:
         return
     # Luminance of sRGB: white on dark cells, black on light ones.
-    light = image.cmap(image.norm(values))[..., :3] @ np.array([0.2126, 0.7152, 0.0722]) > 0.5
+    light = np.asarray(image.cmap(image.norm(values)))[..., :3] @ np.array([0.2126, 0.7152, 0.0722]) > 0.5
     for (row, column), value in np.ndenumerate(values):
         colour = "black" if light[row, column] else "white"
         ax.text(column, row, _number(value), ha="center", va="center", color=colour, fontsize=9)

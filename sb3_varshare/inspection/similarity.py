@@ -156,7 +156,7 @@ def replay_observations(model: VarShareSAC, n_observations: int = 512, seed: int
 def nearest_tasks(distances: pd.DataFrame) -> dict[str, str]:
     """
     :param distances: (T, T) of at least two tasks
-    :return: task -> the task at the least distance
+    :return: task -> the task at the least distance, of several the first
     """
     values = distances.to_numpy(copy=True)
     np.fill_diagonal(values, np.inf)

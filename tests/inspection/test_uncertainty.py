@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 
-from sb3_varshare import VarShareSAC
+from sb3_varshare import VarShareSAC, make_multitask_env
 from sb3_varshare.categorical import expectation, variance
 from sb3_varshare.inspection import ValueUncertainty, value_uncertainty
 
@@ -202,3 +203,51 @@ def test_equal_seeds_draw_equally_and_disturb_nothing(scattered: Agent) -> None:
 def test_mistakes_are_named(agent: Agent, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         value_uncertainty(agent(), **{"observations": rows(), **arguments})
+
+
+# On a trained agent
+
+
+class NoisyEnv(gym.Env):
+    """Four steps, each with a reward of ``noise`` times a standard normal, whatever is done."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,), dtype=np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), dtype=np.float32)
+
+    def __init__(self, noise: float) -> None:
+        self.noise = noise
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.time += 1
+        reward = self.noise * self.np_random.normal() - 0.1 * float(action[0] ** 2)
+        return np.full(1, self.time / 4, dtype=np.float32), reward, self.time == 4, False, {}
+
+
+@pytest.mark.slow
+def test_aleatoric_is_the_spread_of_the_return() -> None:
+    """What is still to come varies by the root of the number of steps left; where nothing varies, nothing does."""
+    env = make_multitask_env({"quiet": lambda: NoisyEnv(0.0), "noisy": lambda: NoisyEnv(1.0)}, seed=0)
+    options = {
+        "actor_width": 16,
+        "critic_width": 16,
+        "learning_starts": 100,
+        "ent_coef": 0.01,
+        "batch_size": 64,
+        "train_freq": 2,
+        "tau": 0.02,
+    }
+    model = VarShareSAC("MultiTaskPolicy", env, preset="small", seed=0, device="cpu", **options)
+    model.learn(4_000)
+    states = np.arange(4, dtype=np.float32)[:, None] / 4
+    noisy, quiet = (value_uncertainty(model, states, task=task).in_returns() for task in ("noisy", "quiet"))
+    expected = [np.sqrt(sum(0.99 ** (2 * step) for step in range(left))) for left in (4, 3, 2, 1)]
+    # From few steps, on atoms that widen it.
+    np.testing.assert_allclose(noisy.aleatoric, expected, rtol=0.35)
+    assert (np.diff(noisy.aleatoric) < 0).all()
+    assert (quiet.aleatoric < 0.1).all()
+    assert (noisy.epistemic > quiet.epistemic).all()
