@@ -36,6 +36,7 @@ EXAMPLES = [
     "sb3-contrib>=2.9,<3",
     "tensorboard>=2.21",
 ]
+INSPECTION = ["pandas>=2.2,<3", "matplotlib>=3.8", "tyro>=0.9", "tensorboard>=2.21"]
 VIDEO = ["imageio[ffmpeg]>=2.34", "pillow>=10.1", "tyro>=0.9"]
 # The driver of the database that workers on several machines share. Its binary build needs no libpq.
 POSTGRES = ["psycopg[binary]>=3.2,<4"]
@@ -89,6 +90,7 @@ setup(
         "dm-control": DM_CONTROL,
         "zoo": ZOO,
         "examples": EXAMPLES,
+        "inspection": INSPECTION,
         "video": VIDEO,
         "postgres": POSTGRES,
         "dashboard": DASHBOARD,
@@ -96,6 +98,17 @@ setup(
         "onnx": ONNX,
         "mjlab": MJLAB,
         "docs": DOCS,
-        "dev": METAWORLD + DM_CONTROL + ZOO + EXAMPLES + VIDEO + POSTGRES + DASHBOARD + RAY + ONNX + DOCS + TOOLS,
+        "dev": METAWORLD
+        + DM_CONTROL
+        + ZOO
+        + EXAMPLES
+        + INSPECTION
+        + VIDEO
+        + POSTGRES
+        + DASHBOARD
+        + RAY
+        + ONNX
+        + DOCS
+        + TOOLS,
     },
 )

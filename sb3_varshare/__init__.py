@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from sb3_varshare.compression import prune
     from sb3_varshare.deployment import PolicyFileError, compose_task, export_policy, export_task, load_policy
     from sb3_varshare.evaluation import EvalTasksCallback, TaskEvaluation, evaluate_tasks, record_videos
+    from sb3_varshare.inspection import (
+        InspectionCallback,
+        residual_table,
+        save_figures,
+        task_distance,
+        value_uncertainty,
+    )
     from sb3_varshare.tasks import (
         MultiTaskEnv,
         MultiTaskVecEnv,
@@ -28,6 +35,7 @@ __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8"
 
 _HOMES = {
     "EvalTasksCallback": "evaluation",
+    "InspectionCallback": "inspection",
     "MultiTaskEnv": "tasks",
     "MultiTaskPolicy": "varshare_sac",
     "MultiTaskVecEnv": "tasks",
@@ -45,10 +53,15 @@ _HOMES = {
     "make_tensor_env": "tasks",
     "prune": "compression",
     "record_videos": "evaluation",
+    "residual_table": "inspection",
+    "save_figures": "inspection",
+    "task_distance": "inspection",
+    "value_uncertainty": "inspection",
 }
 
 __all__ = [
     "EvalTasksCallback",
+    "InspectionCallback",
     "MultiTaskEnv",
     "MultiTaskPolicy",
     "MultiTaskVecEnv",
@@ -66,6 +79,10 @@ __all__ = [
     "make_tensor_env",
     "prune",
     "record_videos",
+    "residual_table",
+    "save_figures",
+    "task_distance",
+    "value_uncertainty",
 ]
 
 

@@ -14,6 +14,16 @@ def expectation(probabilities: th.Tensor, support: th.Tensor) -> th.Tensor:
     return probabilities @ support
 
 
+def variance(probabilities: th.Tensor, support: th.Tensor) -> th.Tensor:
+    """
+    :param probabilities: (..., M)
+    :param support: (M,) the atoms
+    :return: (...,) variance of the distribution, never negative
+    """
+    deviations = support - expectation(probabilities, support)[..., None]
+    return (probabilities * deviations.square()).sum(-1)
+
+
 def project(probabilities: th.Tensor, atoms: th.Tensor, support: th.Tensor) -> th.Tensor:
     """
     Project mass on arbitrary atoms onto the support: each atom's mass goes to its two neighbours, linearly.

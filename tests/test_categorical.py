@@ -7,7 +7,7 @@ import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sb3_varshare.categorical import expectation, narrow_logits, project
+from sb3_varshare.categorical import expectation, narrow_logits, project, variance
 
 SUPPORT = th.linspace(-10, 10, 101)
 FIVE = th.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
@@ -28,6 +28,21 @@ def test_projection_by_hand() -> None:
     atoms = th.tensor([0.25, -1.5, 1.9, 0.0, 0.0])
     expected = th.tensor([0.15, 0.15, 0.375, 0.125 + 0.02, 0.18])
     th.testing.assert_close(project(probabilities, atoms, FIVE), expected)
+
+
+def test_variance_by_hand() -> None:
+    rows = th.tensor([[0.5, 0.0, 0.0, 0.0, 0.5], [0.0, 0.0, 0.0, 1.0, 0.0], [0.25, 0.25, 0.0, 0.25, 0.25]])
+    th.testing.assert_close(variance(rows, FIVE), th.tensor([4.0, 0.0, 2.5]))
+    th.testing.assert_close(variance(rows[None], FIVE + 100), th.tensor([[4.0, 0.0, 2.5]]))
+
+
+def test_projection_adds_variance() -> None:
+    """An atom at a share f of the way between two points adds f (1 - f) spacing^2; on a point it adds nothing."""
+    atoms = th.tensor([0.25, -1.5, 1.0, 0.0, 0.0])
+    probabilities = th.tensor([0.4, 0.4, 0.2, 0.0, 0.0])
+    before = (probabilities * (atoms - (probabilities * atoms).sum()) ** 2).sum()
+    added = 0.4 * 0.25 * 0.75 + 0.4 * 0.5 * 0.5
+    th.testing.assert_close(variance(project(probabilities, atoms, FIVE), FIVE), before + added)
 
 
 def test_mass_outside_goes_to_the_edges() -> None:

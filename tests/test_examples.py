@@ -226,6 +226,18 @@ def test_compare_adapters_knows_its_agents() -> None:
         example.main(example.Args(agents=("varshare", "ppo")))
 
 
+def test_look_inside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = load_example("look_inside")
+    distances = example.main(example.Args(steps=STEPS, looks=1, output=tmp_path))
+    assert set(distances) == {"actor's residuals", "critic's residuals", "actions"}
+    assert all(set(matrix.columns) == PENDULUMS for matrix in distances.values())
+    output = capsys.readouterr().out
+    assert all(f"│ {task} " in output for task in PENDULUMS)
+    assert all(f"│ {name} " in output for name in (*distances, "swing-up-twin │ impossible"))
+    assert (tmp_path / "agent.zip").exists() and (tmp_path / "tree_actions.png").exists()
+    assert [path.name for path in (tmp_path / "training").iterdir()] == [f"step_{5 * STEPS:09d}"]
+
+
 def test_posterior_exploration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = load_example("posterior_exploration")
     curves = example.main(example.Args(steps=STEPS, evaluations=2, episodes=1, output=tmp_path))

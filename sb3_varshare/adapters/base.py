@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch as th
 from torch import nn
 
-from sb3_varshare.adapters.kl import KLWeights
+from sb3_varshare.adapters.kl import KLShares, KLWeights
 
 
 class LayerShape(NamedTuple):
@@ -73,6 +73,8 @@ class Adapter(nn.Module, ABC):
 
     per_task_base = False
     is_stochastic = False
+    # Absolute standard deviation of the residual's prior, where there is one.
+    sigma_prior: float | None = None
 
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
@@ -147,13 +149,23 @@ class Adapter(nn.Module, ABC):
         """
         raise TypeError(f"{type(self).__name__} has no posterior over its residual: nothing to draw from.")
 
+    def kl_shares(self) -> KLShares:
+        """
+        The two shares of the KL from posterior to prior, each summed over all weights of the layer.
+
+        :return: each (*K, T) nats; 0 for an adapter without a residual
+        """
+        none = self._zero.new_zeros(*self.shape.members, self.shape.n_tasks)
+        return KLShares(none, none)
+
     def kl_divergence(self) -> th.Tensor:
         """
         KL from posterior to prior, summed over all weights of the layer.
 
         :return: (*K, T) nats, never negative; 0 for an adapter without a residual
         """
-        return self._zero.new_zeros(*self.shape.members, self.shape.n_tasks)
+        shares = self.kl_shares()
+        return shares.mean + shares.spread
 
     def recenter(self, theta: th.Tensor, weights: th.Tensor | None = None) -> None:
         """
@@ -171,9 +183,18 @@ class Adapter(nn.Module, ABC):
         """Per-task parameters of the residual's standard deviation (``rho``)."""
         yield from ()
 
+    def mean_residual(self) -> th.Tensor | None:
+        """Mean of what is added to each weight, (*K, T, I, O); ``None`` without a residual."""
+        return None
+
+    def residual_sigma(self) -> th.Tensor | None:
+        """Standard deviation of what is added to each weight, (*K, T, I, O); ``None`` without a spread."""
+        return None
+
     def squared_residual(self) -> th.Tensor | None:
         """Squared Frobenius norm of the mean residual, (*K, T); ``None`` without a residual."""
-        return None
+        mean = self.mean_residual()
+        return None if mean is None else mean.square().sum((-2, -1))
 
     def relative_sigma(self) -> th.Tensor | None:
         """Mean of ``sigma / sigma_prior`` over the weights, (*K, T); ``None`` without a spread."""

@@ -8,7 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_varshare.adapters.base import Adapter, LayerShape, prior_std, task_matmul, task_mean
-from sb3_varshare.adapters.kl import KLWeights, mean_kl, pull_mean
+from sb3_varshare.adapters.kl import KLShares, KLWeights, mean_kl, pull_mean
 
 
 class Deterministic(Adapter):
@@ -20,6 +20,8 @@ class Deterministic(Adapter):
     :param sigma_prior: scale of the penalty, as for VarShare
     :param prior_scale: ``"relative"`` to ``weight_rms`` or ``"absolute"``
     """
+
+    sigma_prior: float
 
     def __init__(
         self, shape: LayerShape, weight_rms: float, sigma_prior: float = 0.2, prior_scale: str = "relative"
@@ -41,8 +43,9 @@ class Deterministic(Adapter):
     ) -> th.Tensor:
         return task_matmul(x, theta + pull_mean(self.mu, kl_weights, self.sigma_prior), bias)
 
-    def kl_divergence(self) -> th.Tensor:
-        return mean_kl(self.mu, self.sigma_prior)
+    def kl_shares(self) -> KLShares:
+        mean = mean_kl(self.mu, self.sigma_prior)
+        return KLShares(mean, th.zeros_like(mean))
 
     @th.no_grad()
     def recenter(self, theta: th.Tensor, weights: th.Tensor | None = None) -> None:
@@ -53,5 +56,5 @@ class Deterministic(Adapter):
     def means(self) -> Iterator[nn.Parameter]:
         yield self.mu
 
-    def squared_residual(self) -> th.Tensor:
-        return self.mu.square().sum((-2, -1))
+    def mean_residual(self) -> th.Tensor:
+        return self.mu

@@ -12,6 +12,7 @@ from torch import nn
 
 from sb3_varshare.adapters.base import LayerShape
 from sb3_varshare.adapters.kl import (
+    KLShares,
     KLWeights,
     mean_kl,
     pull_mean,
@@ -169,9 +170,9 @@ class GaussianWeight(nn.Module):
         """
         return pull_mean(self.mu, kl_weights, self.sigma_prior)
 
-    def kl_divergence(self) -> th.Tensor:
-        """KL to the prior, (*K, T) nats, summed over the weights."""
-        return mean_kl(self.mu, self.sigma_prior) + self.sigma.kl_divergence()
+    def kl_shares(self) -> KLShares:
+        """The two shares of the KL to the prior, each (*K, T) nats, summed over the weights."""
+        return KLShares(mean_kl(self.mu, self.sigma_prior), self.sigma.kl_divergence())
 
     def draw(self, task_ids: th.Tensor) -> th.Tensor:
         """

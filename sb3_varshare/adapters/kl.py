@@ -35,6 +35,18 @@ class KLWeights(NamedTuple):
         return KLWeights(factor * self.mean, factor * self.spread)
 
 
+class KLShares(NamedTuple):
+    """
+    What a KL is made of, in nats; both shares are never negative.
+
+    :param mean: of the means, ``|mu|^2 / (2 sigma_prior^2)``
+    :param spread: of the spreads
+    """
+
+    mean: th.Tensor
+    spread: th.Tensor
+
+
 def mean_kl(mu: th.Tensor, sigma_prior: float) -> th.Tensor:
     """
     The mean's share of the KL, ``|mu|^2 / (2 sigma_prior^2)``.

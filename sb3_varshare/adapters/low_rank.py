@@ -10,7 +10,7 @@ from torch import nn
 from sb3_varshare.adapters.base import Adapter, LayerShape, prior_std, task_matmul, task_mean
 from sb3_varshare.adapters.estimators import get_estimator
 from sb3_varshare.adapters.gaussian import GaussianWeight
-from sb3_varshare.adapters.kl import KLWeights
+from sb3_varshare.adapters.kl import KLShares, KLWeights
 
 
 class LowRank(Adapter):
@@ -49,8 +49,8 @@ class LowRank(Adapter):
             raise ValueError(f"rank must be at least 1, got {rank}.")
         rank = min(rank, shape.in_features, shape.out_features)
         self.estimator = get_estimator(estimator)
-        factor_shape = shape._replace(out_features=rank)
-        self.factor = GaussianWeight(factor_shape, prior_std(sigma_prior, prior_scale, weight_rms), sigma_structure)
+        self.sigma_prior = prior_std(sigma_prior, prior_scale, weight_rms)
+        self.factor = GaussianWeight(shape._replace(out_features=rank), self.sigma_prior, sigma_structure)
         self.v = nn.Parameter(th.randn(*shape.members, 1, rank, shape.out_features) / rank**0.5)
 
     def averaged_tensors(self, theta: th.Tensor) -> tuple[th.Tensor, ...]:
@@ -75,13 +75,13 @@ class LowRank(Adapter):
         return task_matmul(x, theta, bias) + task_matmul(projected, self.v)
 
     def merged_weight(self, theta: th.Tensor) -> th.Tensor:
-        return theta + th.matmul(self.factor.mu, self.v)
+        return theta + self.mean_residual()
 
     def draw(self, task_ids: th.Tensor) -> th.Tensor:
         return th.matmul(self.factor.draw(task_ids), self.v)
 
-    def kl_divergence(self) -> th.Tensor:
-        return self.factor.kl_divergence()
+    def kl_shares(self) -> KLShares:
+        return self.factor.kl_shares()
 
     @th.no_grad()
     def recenter(self, theta: th.Tensor, weights: th.Tensor | None = None) -> None:
@@ -95,8 +95,11 @@ class LowRank(Adapter):
     def spreads(self) -> Iterator[nn.Parameter]:
         yield from self.factor.spreads()
 
-    def squared_residual(self) -> th.Tensor:
-        return th.matmul(self.factor.mu, self.v).square().sum((-2, -1))
+    def mean_residual(self) -> th.Tensor:
+        return th.matmul(self.factor.mu, self.v)
+
+    def residual_sigma(self) -> th.Tensor:
+        return th.matmul(self.factor.sigma().square(), self.v.square()).sqrt()
 
     def relative_sigma(self) -> th.Tensor:
         return self.factor.relative_sigma()

@@ -9,7 +9,7 @@ import torch as th
 from torch import nn
 
 from sb3_varshare.adapters.base import Adapter, LayerShape, task_matmul
-from sb3_varshare.adapters.kl import KLWeights, pull_values
+from sb3_varshare.adapters.kl import KLShares, KLWeights, pull_values
 
 
 def composed(theta: th.Tensor, positions: th.Tensor, values: th.Tensor, n_tasks: int) -> th.Tensor:
@@ -41,6 +41,8 @@ class Sparse(Adapter):
     :param positions: (n,) ascending, of the kept weights in the flattened (*K, T, I, O) residual
     :param values: (n,) their means
     """
+
+    sigma_prior: float
 
     def __init__(self, shape: LayerShape, sigma_prior: float, positions: th.Tensor, values: th.Tensor) -> None:
         super().__init__(shape)
@@ -86,11 +88,17 @@ class Sparse(Adapter):
     def merged_weight(self, theta: th.Tensor) -> th.Tensor:
         return composed(theta, self.positions, self.values, self.shape.n_tasks)
 
-    def kl_divergence(self) -> th.Tensor:
-        return self.squared_residual() / (2 * self.sigma_prior**2)
+    def kl_shares(self) -> KLShares:
+        mean = self.squared_residual() / (2 * self.sigma_prior**2)
+        return KLShares(mean, th.zeros_like(mean))
 
     def means(self) -> Iterator[nn.Parameter]:
         yield self.values
+
+    def mean_residual(self) -> th.Tensor:
+        """Dense, for looking inside; nothing that acts or learns makes it."""
+        zeros = self.values.new_zeros(*self.size[:-3], 1, *self.size[-2:])
+        return composed(zeros, self.positions, self.values, self.shape.n_tasks)
 
     def squared_residual(self) -> th.Tensor:
         lead = self.size[:-2]

@@ -10,7 +10,7 @@ from torch import nn
 from sb3_varshare.adapters.base import Adapter, LayerShape, prior_std, task_matmul, task_mean
 from sb3_varshare.adapters.estimators import get_estimator
 from sb3_varshare.adapters.gaussian import GaussianWeight
-from sb3_varshare.adapters.kl import KLWeights
+from sb3_varshare.adapters.kl import KLShares, KLWeights
 
 
 class VarShare(Adapter):
@@ -38,7 +38,8 @@ class VarShare(Adapter):
     ) -> None:
         super().__init__(shape)
         self.estimator = get_estimator(estimator)
-        self.residual = GaussianWeight(shape, prior_std(sigma_prior, prior_scale, weight_rms), sigma_structure)
+        self.sigma_prior = prior_std(sigma_prior, prior_scale, weight_rms)
+        self.residual = GaussianWeight(shape, self.sigma_prior, sigma_structure)
 
     def averaged_tensors(self, theta: th.Tensor) -> tuple[th.Tensor, ...]:
         return (theta + self.residual.mu,)
@@ -57,8 +58,8 @@ class VarShare(Adapter):
     def draw(self, task_ids: th.Tensor) -> th.Tensor:
         return self.residual.draw(task_ids)
 
-    def kl_divergence(self) -> th.Tensor:
-        return self.residual.kl_divergence()
+    def kl_shares(self) -> KLShares:
+        return self.residual.kl_shares()
 
     @th.no_grad()
     def recenter(self, theta: th.Tensor, weights: th.Tensor | None = None) -> None:
@@ -72,8 +73,11 @@ class VarShare(Adapter):
     def spreads(self) -> Iterator[nn.Parameter]:
         yield from self.residual.spreads()
 
-    def squared_residual(self) -> th.Tensor:
-        return self.residual.mu.square().sum((-2, -1))
+    def mean_residual(self) -> th.Tensor:
+        return self.residual.mu
+
+    def residual_sigma(self) -> th.Tensor:
+        return self.residual.sigma()
 
     def relative_sigma(self) -> th.Tensor:
         return self.residual.relative_sigma()

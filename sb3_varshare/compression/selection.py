@@ -7,9 +7,7 @@ from typing import NamedTuple
 
 import torch as th
 
-from sb3_varshare.adapters.deterministic import Deterministic
 from sb3_varshare.adapters.sparse import Sparse
-from sb3_varshare.adapters.varshare import VarShare
 from sb3_varshare.networks import TaskLinear, TaskNetwork
 
 SCORES = ("magnitude", "signal_to_noise")
@@ -42,24 +40,14 @@ class KeptLayer(NamedTuple):
     threshold: float
 
 
-@th.no_grad()
 def mean_residual(layer: TaskLinear) -> th.Tensor:
     """
     :param layer: with a residual of one mean per weight, or what pruning left of one
     :return: (*K, T, I, O)
     """
-    adapter = layer.adapter
-    if isinstance(adapter, Sparse):
-        return adapter.merged_weight(th.zeros_like(layer.theta))
-    assert isinstance(adapter, VarShare | Deterministic)
-    (mu,) = adapter.means()
-    return mu.detach()
-
-
-def _sigma_prior(layer: TaskLinear) -> float:
-    adapter = layer.adapter
-    assert isinstance(adapter, VarShare | Deterministic | Sparse)
-    return adapter.residual.sigma_prior if isinstance(adapter, VarShare) else adapter.sigma_prior
+    mean = layer.adapter.mean_residual()
+    assert mean is not None, "checked before"
+    return mean.detach()
 
 
 @th.no_grad()
@@ -77,11 +65,8 @@ def network_scores(network: TaskNetwork, score: str) -> list[th.Tensor]:
     scores = []
     for layer in network.linears():
         adapter = layer.adapter
-        if score == "signal_to_noise":
-            assert isinstance(adapter, VarShare)
-            unit: th.Tensor | float = adapter.residual.sigma()
-        else:
-            unit = _sigma_prior(layer)
+        unit = adapter.residual_sigma() if score == "signal_to_noise" else adapter.sigma_prior
+        assert unit is not None, "checked before"
         scores.append(mean_residual(layer).abs() / unit)
     return scores
 
@@ -130,7 +115,8 @@ def kept_layer(layer: TaskLinear, selection: Selection, refit_base: bool) -> Kep
         shift = mu.masked_fill(mask, 0).sum(-3, keepdim=True) / n_dropped.clamp(min=1)
         theta, mu = theta + shift, mu - shift
     positions = mask.flatten().nonzero()[:, 0]
-    adapter = Sparse(layer.shape, _sigma_prior(layer), positions, mu.flatten()[positions])
+    assert layer.adapter.sigma_prior is not None, "checked before"
+    adapter = Sparse(layer.shape, layer.adapter.sigma_prior, positions, mu.flatten()[positions])
     return KeptLayer(theta, adapter.to(theta.device), selection.threshold)
 
 

@@ -92,11 +92,11 @@ class TaskLinear(nn.Module):
 
     def with_residual(self, x: th.Tensor, residual: th.Tensor) -> th.Tensor:
         """
-        Output with a residual given per row.
+        Output with given residuals, each for a batch of rows of its own.
 
-        :param x: (N, 1, I): the rows stand on the task axis
-        :param residual: (N, I, O)
-        :return: (N, 1, O)
+        :param x: (N, B, I) or (*K, N, B, I): the residuals stand on the task axis
+        :param residual: (*K, N, I, O)
+        :return: (*K, N, B, O)
         """
         return th.matmul(x, self.theta + residual) + self.bias
 

@@ -52,11 +52,11 @@ class TaskNetwork(nn.Module, ABC):
 
     def with_residuals(self, x: th.Tensor, residuals: list[th.Tensor]) -> th.Tensor:
         """
-        Output with residuals given per row, for networks without an ensemble axis.
+        Output with given residuals, each for a batch of rows of its own; rows of one task may come with several draws.
 
-        :param x: (N, 1, in_features)
-        :param residuals: of each linear layer, (N, I, O), as :meth:`draw` gives them
-        :return: (N, 1, out_features)
+        :param x: (N, B, in_features)
+        :param residuals: of each linear layer, (*K, N, I, O), as :meth:`draw` gives them
+        :return: (*K, N, B, out_features)
         """
         remaining = iter(residuals)
         return self.run(x, lambda layer, inputs: layer.with_residual(inputs, next(remaining)))
@@ -66,14 +66,18 @@ class TaskNetwork(nn.Module, ABC):
         One residual per row and linear layer from the posterior of the row's task.
 
         :param task_ids: (N,)
-        :return: per linear layer (N, I, O)
+        :return: per linear layer (*K, N, I, O)
         :raises TypeError: the adapter has no posterior
         """
         return [layer.adapter.draw(task_ids) for layer in self.linears()]
 
     def linears(self) -> Iterator[TaskLinear]:
         """The task-conditioned linear layers, in the order in which they are applied."""
-        return (module for module in self.modules() if isinstance(module, TaskLinear))
+        return (layer for _, layer in self.named_linears())
+
+    def named_linears(self) -> Iterator[tuple[str, TaskLinear]]:
+        """The same with their names as modules, such as ``blocks.0.linear_in``."""
+        return ((name, module) for name, module in self.named_modules() if isinstance(module, TaskLinear))
 
     def kl_divergence(self) -> th.Tensor:
         """

@@ -381,6 +381,22 @@ def test_kl_is_that_of_torch_distributions(row: Row) -> None:
     assert layer.adapter.kl_divergence().min() > 1
 
 
+@rows(ROWS)
+def test_the_shares_of_the_kl(row: Row) -> None:
+    """That of the means is half their squared length in units of the prior; no spread enters it."""
+    layer = row.trained_layer()
+    shares = layer.adapter.kl_shares()
+    assert th.equal(shares.mean + shares.spread, layer.adapter.kl_divergence())
+    assert shares.mean.shape == shares.spread.shape == (*row.members, T)
+    with th.no_grad():
+        squares = sum(((mu / layer.adapter.sigma_prior) ** 2).sum((-2, -1)) for mu in layer.adapter.means())  # type: ignore[operator]
+        th.testing.assert_close(shares.mean, squares / 2 + th.zeros(*row.members, T))
+        for mu in layer.adapter.means():
+            mu.zero_()
+    th.testing.assert_close(layer.adapter.kl_divergence(), shares.spread)
+    assert shares.spread.min() >= 0
+
+
 @rows([row for row in ROWS if not row.has_residual])
 def test_kl_is_zero_without_a_residual(row: Row) -> None:
     kl = row.trained_layer().double().adapter.kl_divergence()
@@ -661,14 +677,30 @@ def test_means_and_spreads_are_the_task_parameters(row: Row) -> None:
 
 
 @rows(ROWS)
-def test_the_squared_residual_is_the_distance_to_the_base(row: Row) -> None:
+def test_the_mean_residual_is_the_distance_to_the_base(row: Row) -> None:
     layer = row.trained_layer()
-    squared = layer.adapter.squared_residual()
+    mean, squared = layer.adapter.mean_residual(), layer.adapter.squared_residual()
+    assert (layer.adapter.sigma_prior is not None) == row.has_residual
     if not row.has_residual:
-        assert squared is None
+        assert mean is None and squared is None
         return
-    assert squared is not None
-    th.testing.assert_close(squared, (layer.merged_weight() - layer.theta).square().sum((-2, -1)))
+    assert mean is not None and squared is not None
+    expected = layer.merged_weight() - layer.theta
+    th.testing.assert_close(mean, expected, atol=1e-6, rtol=1e-5)
+    th.testing.assert_close(squared, expected.square().sum((-2, -1)))
+
+
+@rows(ROWS)
+def test_the_residuals_sigma_is_that_of_its_draws(row: Row) -> None:
+    """Which have it by ``test_drawn_residuals_have_the_posteriors_moments``; at the start the prior's, in the mean."""
+    layer = row.trained_layer()
+    sigma = layer.adapter.residual_sigma()
+    if not ADAPTERS[row.adapter].is_stochastic:
+        assert sigma is None
+        return
+    assert sigma is not None and sigma.shape == (*row.members, T, I, O)
+    th.testing.assert_close(sigma.square(), through_v(layer, gaussian(layer).sigma().square()))
+    assert layer.adapter.sigma_prior == gaussian(layer).sigma_prior
 
 
 @rows(ROWS)

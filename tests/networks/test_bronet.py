@@ -150,6 +150,34 @@ def test_given_residuals_equal_merging_by_hand(adapter: str) -> None:
     assert not th.allclose(residuals[0][1], residuals[0][2])  # the same task twice: two draws
 
 
+@pytest.mark.parametrize("adapter", ["varshare", "low_rank"])
+def test_every_member_has_its_own_of_the_given_residuals(adapter: str) -> None:
+    """A batch for each of two draws of one task: the mean residuals as draws give the mean output."""
+    net = make_net(adapter, n_members=2).double()
+    x = th.randn(2, 5, IN, dtype=th.float64)
+    drawn = net.draw(th.tensor([1, 1]))
+    outputs = net.with_residuals(x, drawn)
+    assert outputs.shape == (2, 2, 5, OUT) and drawn[0].shape[:2] == (2, 2)
+    assert not th.allclose(drawn[0][:, 0], drawn[0][:, 1])
+    for number in range(2):
+        one = net.with_residuals(x[number : number + 1], [residual[:, number : number + 1] for residual in drawn])
+        th.testing.assert_close(outputs[:, number], one[:, 0], atol=1e-12, rtol=1e-10)
+    means = [layer.adapter.mean_residual()[:, [1, 1]] for layer in net.linears()]  # type: ignore[index]
+    expected = th.stack([net(rows.expand(T, -1, -1))[:, 1] for rows in x], 1)
+    th.testing.assert_close(net.with_residuals(x, means), expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("adapter", ["varshare", "none"])
+def test_layers_are_named_in_the_order_in_which_they_are_applied(adapter: str) -> None:
+    net = make_net(adapter)
+    names, layers = zip(*net.named_linears(), strict=True)
+    blocks = [f"blocks.{block}.{name}" for block in range(DEPTH) for name in ("linear_in", "linear_out")]
+    assert list(names) == ["linear_in", *blocks, "linear_out"]
+    applied: list[th.nn.Module] = []
+    net.run(inputs(), lambda layer, x: (applied.append(layer), layer(x))[1])
+    assert list(layers) == applied == list(net.linears())
+
+
 @pytest.mark.parametrize("gain", [1.0, math.sqrt(2)])
 @pytest.mark.parametrize(("inputs_", "outputs"), [(6, 32), (32, 32), (32, 1)])
 def test_the_relative_prior_is_in_units_of_the_initial_weights(inputs_: int, outputs: int, gain: float) -> None:
