@@ -18,6 +18,9 @@ BEGINNING: dict[str, Any] = {
     "ep_info_buffer": None,
     "ep_success_buffer": None,
 }
+# Of the weight that the KL of the means had: it makes tasks share while their data are few, and on a frozen base there
+# is nothing to share. With all of it an unfamiliar task did not leave the base, see docs/new_tasks.md.
+FROZEN_BETA = 0.1
 # Whatever tells the tasks is given by make_env.
 OF_TASKS = (
     "n_tasks",
@@ -51,7 +54,8 @@ def specialise(
     biases and LayerNorms that tasks share are in no optimizer, and nothing is re-centred.
     ``add_task(model, name, make_env, from_agent=agent)`` then puts what it learned into the large agent. Its arguments
     are those of ``model``, counted for one task; it begins with one batch of random steps and with the geometric mean
-    of the tasks' entropy coefficients.
+    of the tasks' entropy coefficients. ``beta``, unless it is a schedule, is a tenth on a frozen base, where there is
+    nothing to share that it would have to protect.
 
     :param model: the trained agent; it may have no environment
     :param make_env: a callable that builds the env of the task, as for ``make_multitask_env``, or its ``TaskSpec``
@@ -69,7 +73,10 @@ def specialise(
     """
     spec = new_task(model, name, make_env)
     start = TaskStart(embedding, reward_scale, spec.observation_size).checked()
-    agent = _single(model, spec, start, n_envs, seed, {"base_frozen": freeze_base}, changes)
+    defaults: dict[str, Any] = {"base_frozen": freeze_base}
+    if freeze_base and not callable(model.beta):
+        defaults["beta"] = FROZEN_BETA * model.beta
+    agent = _single(model, spec, start, n_envs, seed, defaults, changes)
     trained = [group["params"] for module in (agent.actor, agent.critic) for group in module.optimizer.param_groups]
     if not any(trained):
         raise ValueError(
@@ -103,7 +110,7 @@ def _single(
     start: TaskStart,
     n_envs: int | None,
     seed: int | None,
-    frozen: dict[str, Any],
+    defaults: dict[str, Any],
     changes: dict[str, Any],
 ) -> VarShareSAC:
     unknown = sorted(name for name in changes if name.startswith("_") or name not in vars(model) or name in OF_TASKS)
@@ -112,6 +119,6 @@ def _single(
     env = single_task_env(model, spec, n_envs, seed)
     # A batch is all that is collected at random: the base knows better.
     begun = BEGINNING | {"one_hot_size": 1, "learning_starts": model.batch_size // model.n_tasks}
-    agent = build(model, env, env.suite.describe(), [None], begun | frozen | changes)
+    agent = build(model, env, env.suite.describe(), [None], begun | defaults | changes)
     fill(agent, model, task_axes(model), [None], start)
     return agent

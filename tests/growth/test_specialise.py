@@ -161,7 +161,10 @@ def test_arguments_are_carried_over_or_changed() -> None:
     model = make_agent(make_env(6), beta=0.03, buffer_size=4_001, learning_starts=500).learn(60)
     model.log_ent_coef.data = th.tensor([0.04, 0.01]).log()
     agent = specialise(model, make_reach(0.2), learning_rate=1e-2, rho_lr_multiplier=0.5)
-    assert (agent.beta, agent.learning_rate, agent.n_envs, agent.buffer_size) == (0.03, 1e-2, 3, 2_000)
+    assert (agent.learning_rate, agent.n_envs, agent.buffer_size) == (1e-2, 3, 2_000)
+    assert agent.beta == pytest.approx(0.003)
+    assert specialise(model, make_reach(0.2), freeze_base=False).beta == 0.03
+    assert specialise(model, make_reach(0.2), beta=0.2).beta == 0.2
     assert agent.learning_starts == agent.batch_size == 16
     assert agent._ent_coef().item() == pytest.approx(0.02)
     assert specialise(model, make_reach(0.2), ent_coef="auto_0.5")._ent_coef().item() == pytest.approx(0.5)
