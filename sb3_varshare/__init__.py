@@ -12,6 +12,7 @@ import sb3_varshare.tasks  # noqa: F401 - registers the Gymnasium environments
 
 if TYPE_CHECKING:
     from sb3_varshare.evaluation import EvalTasksCallback, TaskEvaluation, evaluate_tasks, record_videos
+    from sb3_varshare.growth import add_task, drop_task, few_shot, specialise, zero_shot
     from sb3_varshare.tasks import (
         MultiTaskEnv,
         MultiTaskVecEnv,
@@ -33,10 +34,15 @@ _HOMES = {
     "TaskSpec": "tasks",
     "TaskSuite": "tasks",
     "VarShareSAC": "varshare_sac",
+    "add_task": "growth",
+    "drop_task": "growth",
     "evaluate_tasks": "evaluation",
+    "few_shot": "growth",
     "make_multitask_env": "tasks",
     "make_tensor_env": "tasks",
     "record_videos": "evaluation",
+    "specialise": "growth",
+    "zero_shot": "growth",
 }
 
 __all__ = [
@@ -48,10 +54,15 @@ __all__ = [
     "TaskSpec",
     "TaskSuite",
     "VarShareSAC",
+    "add_task",
+    "drop_task",
     "evaluate_tasks",
+    "few_shot",
     "make_multitask_env",
     "make_tensor_env",
     "record_videos",
+    "specialise",
+    "zero_shot",
 ]
 
 

@@ -32,9 +32,11 @@ def test_zero_shot_of_an_embedding_is_that_of_the_embedding_which_the_new_task_g
     played = zero_shot(model, make_reach(0.2), 4, name="new", embedding="mean", seed=3)
     drop_task(add_task(model, "new", make_reach(0.2), embedding="mean"), "plus")
     assert played.mean_return == pytest.approx(evaluate_tasks(model, model.env, 4).mean_return, rel=1e-4)
-    # Random ones differ.
+    # Random ones differ by their seeds, and a curve begins with the same one.
     returns = [zero_shot(model, make_reach(0.2), 4, name="new", seed=seed).mean_return for seed in (3, 4)]
     assert len({played.mean_return, *returns}) == 3
+    curve = few_shot(model, make_reach(0.2), 1, 1, n_episodes=4, name="new", seed=4).curve
+    assert curve[0].mean_return == returns[1]
 
 
 def test_zero_shot_needs_a_base() -> None:
@@ -71,3 +73,7 @@ def test_with_several_copies_evaluations_wait_for_their_step() -> None:
 def test_a_curve_has_a_point() -> None:
     with pytest.raises(ValueError, match="at least 1 step, evaluation and episode"):
         few_shot(make_agent(), make_reach(), 10, 0)
+    agent = make_agent()
+    agent.env = None
+    with pytest.raises(ValueError, match="with an environment to learn in"):
+        learning_curve(agent, 10)

@@ -318,16 +318,18 @@ def test_an_agent_of_one_plain_environment_becomes_one_of_many_tasks() -> None:
 # Going on
 
 
-def test_the_policy_goes_on_acting_and_training_waits_for_the_first_episode() -> None:
-    model = make_agent().learn(60)
-    add_task(model, "zero", make_reach(0.0))
-    assert model.is_warm() and not model.is_ready()
-    updates = model._n_updates
-    model.learn(9, reset_num_timesteps=False)
-    assert model._n_updates == updates
-    model.learn(6, reset_num_timesteps=False)
-    assert model._n_updates > updates and model.is_ready()
-    assert model.num_timesteps == 60 + 9 + 6
+def test_training_waits_for_rows_of_the_new_task_or_for_its_own_scale() -> None:
+    for reward_scale, episodes in (("typical", 0), ("own", 1)):
+        model = make_agent().learn(60)
+        add_task(model, "zero", make_reach(0.0), reward_scale=reward_scale)
+        # With the scale of the others the policy goes on acting; one of its own needs an episode, which chance plays.
+        assert model.is_warm() == (episodes == 0) and not model.is_ready()
+        updates = model._n_updates
+        model.learn(3 * 4 * episodes, reset_num_timesteps=False)
+        assert model._n_updates - updates == episodes and model.is_warm()
+        model.learn(6, reset_num_timesteps=False)
+        assert model._n_updates - updates == 2 + episodes and model.is_ready()
+        assert model.num_timesteps == 60 + 12 * episodes + 6
 
 
 def test_logger_noise_and_callbacks_stay_with_the_agent() -> None:

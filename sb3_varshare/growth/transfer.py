@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_varshare.evaluation import TaskEvaluation, evaluate_tasks
 from sb3_varshare.evaluation.evaluation_env import evaluation_env
-from sb3_varshare.growth.specialise import at_base, specialise
+from sb3_varshare.growth.specialist import at_base, specialise
 from sb3_varshare.growth.task_envs import MakeTask
 from sb3_varshare.varshare_sac import VarShareSAC
 
@@ -115,11 +115,14 @@ def learning_curve(model: VarShareSAC, steps: int, evaluations: int = 10, n_epis
     :param evaluations: how many, evenly spread, besides the one before the first step
     :param n_episodes: of each task in each evaluation
     :return: the evaluations in order
-    :raises ValueError: there is no evaluation or no step
+    :raises ValueError: there is no evaluation or no step, or the agent has no environment
     """
     if min(steps, evaluations, n_episodes) < 1:
         raise ValueError(f"Expected at least 1 step, evaluation and episode, got {steps}, {evaluations}, {n_episodes}.")
-    assert model.env is not None
+    if model.env is None:
+        raise ValueError(
+            "Expected an agent with an environment to learn in; give it one by set_env, or load it with env=."
+        )
     env = evaluation_env(model.env, model)
     recorder = _CurveRecorder(env, steps, evaluations, n_episodes)
     try:

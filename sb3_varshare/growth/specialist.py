@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch as th
+
 from sb3_varshare.growth.rebuilding import TaskStart, build, fill
 from sb3_varshare.growth.task_axes import task_axes
 from sb3_varshare.growth.task_envs import MakeTask, new_task, single_task_env
@@ -76,6 +78,9 @@ def specialise(
     defaults: dict[str, Any] = {"base_frozen": freeze_base}
     if freeze_base and not callable(model.beta):
         defaults["beta"] = FROZEN_BETA * model.beta
+    if seed is not None:
+        # A random embedding is drawn while the agent is built.
+        th.manual_seed(seed)
     agent = _single(model, spec, start, n_envs, seed, defaults, changes)
     trained = [group["params"] for module in (agent.actor, agent.critic) for group in module.optimizer.param_groups]
     if not any(trained):
