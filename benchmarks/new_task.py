@@ -7,8 +7,8 @@ actions of all of them. Every arm plays both with what its tasks share (zero-sho
 the base frozen and with all of it trained; ``scratch`` is a new agent of the same size.
 
 Trained agents and finished results are kept in ``--output`` and not made again. Two arms may have one agent: that of an
-embedding takes a random vector or the mean of the others for a new task. An agent of five tasks takes two minutes on a
-core that is not busy, a curve of 3,000 steps half a minute: all of it with five seeds about two hours on two cores.
+embedding takes a random vector or the mean of the others for a new task. An agent of five tasks takes a minute and a
+half on a core that is not busy, a curve of 3,000 steps half a minute: all of it with five seeds 45 minutes on two.
 """
 
 from __future__ import annotations

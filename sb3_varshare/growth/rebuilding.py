@@ -209,15 +209,10 @@ def ent_coef_axes(model: VarShareSAC) -> Axes:
     return () if model.share_ent_coef else (0,)
 
 
-def first_layers(model: VarShareSAC) -> Any:
-    """The layers of actor and critics that read the task input."""
-    return model.policy.actor.trunk.linear_in, model.policy.critic.net.linear_in
-
-
 def _start_task_input(agent: VarShareSAC, model: VarShareSAC, keep: Keep, embedding: str) -> None:
     task_input, old = agent.policy.critic.task_input, model.policy.critic.task_input
     if isinstance(task_input, OneHotInput):
-        for layer in first_layers(agent):
+        for layer in (agent.policy.actor.trunk.linear_in, agent.policy.critic.net.linear_in):
             # Nothing is known of an input that nobody has seen.
             layer.theta[..., -len(keep) :, :] = 0.0
     elif isinstance(task_input, EmbeddingInput) and isinstance(old, EmbeddingInput):
