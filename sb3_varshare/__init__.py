@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sb3_varshare.compression import prune
     from sb3_varshare.deployment import PolicyFileError, compose_task, export_policy, export_task, load_policy
     from sb3_varshare.evaluation import EvalTasksCallback, TaskEvaluation, evaluate_tasks, record_videos
+    from sb3_varshare.growth import add_task, drop_task, few_shot, specialise, zero_shot
     from sb3_varshare.inspection import (
         InspectionCallback,
         residual_table,
@@ -44,10 +45,13 @@ _HOMES = {
     "TaskSpec": "tasks",
     "TaskSuite": "tasks",
     "VarShareSAC": "varshare_sac",
+    "add_task": "growth",
     "compose_task": "deployment",
+    "drop_task": "growth",
     "evaluate_tasks": "evaluation",
     "export_policy": "deployment",
     "export_task": "deployment",
+    "few_shot": "growth",
     "load_policy": "deployment",
     "make_multitask_env": "tasks",
     "make_tensor_env": "tasks",
@@ -55,8 +59,10 @@ _HOMES = {
     "record_videos": "evaluation",
     "residual_table": "inspection",
     "save_figures": "inspection",
+    "specialise": "growth",
     "task_distance": "inspection",
     "value_uncertainty": "inspection",
+    "zero_shot": "growth",
 }
 
 __all__ = [
@@ -70,10 +76,13 @@ __all__ = [
     "TaskSpec",
     "TaskSuite",
     "VarShareSAC",
+    "add_task",
     "compose_task",
+    "drop_task",
     "evaluate_tasks",
     "export_policy",
     "export_task",
+    "few_shot",
     "load_policy",
     "make_multitask_env",
     "make_tensor_env",
@@ -81,8 +90,10 @@ __all__ = [
     "record_videos",
     "residual_table",
     "save_figures",
+    "specialise",
     "task_distance",
     "value_uncertainty",
+    "zero_shot",
 ]
 
 

@@ -191,6 +191,16 @@ def test_own_suite(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     assert list(example.main(mixed).returns()) == ["moon", "light"]
 
 
+def test_new_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = load_example("new_task")
+    budget = {"steps": 260, "new_steps": 70, "joint_steps": 10, "evaluations": 1, "episodes": 1}
+    model = example.main(example.Args(**budget, save_path=tmp_path / "agent.zip"))
+    assert model.task_names == ["swing-up", "forward", "light", "swing-up-twin", "reversed"]
+    assert (tmp_path / "agent.zip").exists()
+    output = capsys.readouterr().out
+    assert "after 0, " in output and "after 70" in output and "In the agent: swing-up -" in output
+
+
 def test_compare_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = load_example("compare_adapters")
     agents = ("varshare", "one_hot", "sac", "tqc", "sac_per_task")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -226,15 +227,46 @@ class TaskReplayBuffer(ReplayBuffer):
 
     def _write(self, rows: th.Tensor, task_ids: th.Tensor, wanted: th.Tensor) -> None:
         """Append the wanted and finite rows (R, W) to the rings of their tasks (R,)."""
-        if self._storage is None:
-            self._storage = th.empty(self.n_tasks * self.buffer_size + 1, self.row_size, device=self.device)
+        storage = self._allocate()
         wanted = wanted & rows.isfinite().all(1)
         rank, counts = count_within_task(task_ids, self.n_tasks, wanted)
         # Of more rows than a ring has slots the last ones stay.
         wanted = wanted & (rank >= counts[task_ids] - self.buffer_size)
         slots = task_ids * self.buffer_size + (self.written[task_ids] + rank) % self.buffer_size
-        self._storage[th.where(wanted, slots, len(self._storage) - 1)] = rows
+        storage[th.where(wanted, slots, len(storage) - 1)] = rows
         self.written = self.written + counts
+
+    def _allocate(self) -> th.Tensor:
+        if self._storage is None:
+            self._storage = th.empty(self.n_tasks * self.buffer_size + 1, self.row_size, device=self.device)
+        return self._storage
+
+    def take_rows(self, source: TaskReplayBuffer, tasks: Mapping[int, int]) -> None:
+        """
+        Let rings hold what those of another buffer hold; of more rows than a ring has slots the newest.
+
+        :param source: the other buffer
+        :param tasks: task here -> task there
+        :raises ValueError: the rows of the buffers do not mean the same
+        """
+        if source._rows is None or not tasks:
+            return
+        for name in ("row_size", "n_steps", "gamma"):
+            ours, theirs = getattr(self, name), getattr(source, name)
+            if ours != theirs:
+                raise ValueError(f"Expected rows of a replay with {name} {ours}, got {theirs}.")
+        self._allocate()
+        assert self._rows is not None
+        for here, there in tasks.items():
+            written = int(source.written[there])
+            size = min(written, source.buffer_size, self.buffer_size)
+            slots = th.arange(written - size, written, device=source.device)
+            # Rings of one size keep their order: the next row replaces the oldest in both.
+            kept = slots if source.buffer_size == self.buffer_size else slots - slots[:1]
+            rows = source._rows[there, slots % source.buffer_size]
+            self._rows[here, kept.to(self.device) % self.buffer_size] = rows.to(self.device)
+            self.written[here] = kept[-1] + 1 if size else 0
+        self._every_task_has_rows = False
 
     def sample(self, batch_size: int, env: Any = None) -> TaskBatch:  # type: ignore[override]
         """

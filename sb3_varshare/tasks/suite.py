@@ -115,12 +115,15 @@ class TaskSuite:
     :param name: of the suite
     :param tasks: (T,) at least one, no full name twice
     :param protocol: JSON types only; see :class:`TaskDescription`
+    :param padded_sizes: lengths that observations and actions have at least, by padding: room for larger tasks to come,
+        or the sizes of networks that were trained with larger tasks
     :raises ValueError: if there is no task, or one twice
     """
 
     name: str
     tasks: tuple[TaskSpec, ...]
     protocol: dict[str, Any] = field(default_factory=dict)
+    padded_sizes: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -142,8 +145,8 @@ class TaskSuite:
 
     @property
     def observation_size(self) -> int:
-        """Length of the longest observation."""
-        return max(task.observation_size for task in self.tasks)
+        """Length of the longest observation, or more where they are padded to more."""
+        return max(self.padded_sizes[0], *(task.observation_size for task in self.tasks))
 
     @property
     def action_sizes(self) -> tuple[int, ...]:
@@ -152,8 +155,8 @@ class TaskSuite:
 
     @property
     def action_size(self) -> int:
-        """Length of the longest action."""
-        return max(self.action_sizes)
+        """Length of the longest action, or more where they are padded to more."""
+        return max(self.padded_sizes[1], *self.action_sizes)
 
     @property
     def full_protocol(self) -> dict[str, Any]:

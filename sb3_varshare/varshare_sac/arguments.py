@@ -63,6 +63,7 @@ POLICY_ARGUMENTS = (
     "normalize_observations",
     "mu_lr_multiplier",
     "rho_lr_multiplier",
+    "base_frozen",
 )
 
 

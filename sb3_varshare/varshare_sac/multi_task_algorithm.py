@@ -32,9 +32,11 @@ class MultiTaskAlgorithm(MultiTaskCollection):
 
     Attributes that describe the tasks, all plain data and saved with the model: ``n_tasks``, ``task_names``,
     ``full_names``, ``action_sizes``, ``action_bounds``, ``observation_sizes`` (empty where nobody knows them),
-    ``protocol``, ``one_hot_size``. The protocol is that of the last training.
+    ``protocol``, ``one_hot_size``. The protocol is that of the last training. ``base_frozen``, saved too,
+    tells whether what the tasks share is left as it is, see :func:`sb3_varshare.growth.specialise`.
     """
 
+    base_frozen: bool = False
     full_names: list[str]
     action_bounds: list[ActionBounds] | None
     observation_sizes: list[int]

@@ -160,6 +160,7 @@ class MultiTaskPolicy(BasePolicy):
     :param normalize_observations: normalise each task's observations by their running statistics
     :param mu_lr_multiplier: of the learning rate of the residuals' means
     :param rho_lr_multiplier: of the learning rate of the residuals' spreads
+    :param base_frozen: leave whatever the tasks share as it is, and train the residuals and the task embedding alone
     :param optimizer_class: optimizer of actor and critics
     :param optimizer_kwargs: its arguments; weight decay never applies to the residuals
     :param kept_weights: for each network that was pruned, ``"actor"`` or ``"critic"``, the number of weights that are
@@ -191,6 +192,7 @@ class MultiTaskPolicy(BasePolicy):
         normalize_observations: bool = False,
         mu_lr_multiplier: float = 1.0,
         rho_lr_multiplier: float = 1.0,
+        base_frozen: bool = False,
         optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
         kept_weights: dict[str, list[int]] | None = None,
@@ -235,7 +237,7 @@ class MultiTaskPolicy(BasePolicy):
             allocate_kept(self.actor, "actor", kept["actor"], adapter_kwargs)
         self.register_buffer("action_mask", self._action_mask(action_sizes), persistent=False)
         self.action_mask: th.Tensor
-        self._base_only = False
+        self._base_only, self.base_frozen = False, base_frozen
         learning_rate = lr_schedule(1)
         self.actor.optimizer = self._make_optimizer(self.actor, self.actor, learning_rate)
         self.critic.optimizer = self._make_optimizer(self.critic, self.critic.net, learning_rate)
@@ -245,17 +247,23 @@ class MultiTaskPolicy(BasePolicy):
         return (th.arange(self.action_size) < sizes[:, None]).float()[:, None]
 
     def _make_optimizer(self, module: nn.Module, network: TaskNetwork, learning_rate: float) -> th.optim.Optimizer:
-        """Weight decay would be a second, hidden prior on the residuals: they are groups of their own without it."""
+        """
+        Weight decay would be a second, hidden prior on the residuals: they are groups of their own without it. A frozen
+        base is in no group, so that neither gradients nor weight decay nor momentum can reach it.
+        """
         roles = {"mu": list(network.means()), "rho": list(network.spreads())}
-        residuals = {id(parameter) for parameters in roles.values() for parameter in parameters}
-        roles = {"shared": [p for p in module.parameters() if id(p) not in residuals], **roles}
+        elsewhere = {id(parameter) for parameters in roles.values() for parameter in parameters}
+        if self.base_frozen:
+            elsewhere |= {id(parameter.requires_grad_(False)) for parameter in network.shared_parameters()}
+        roles = {"shared": [p for p in module.parameters() if id(p) not in elsewhere], **roles}
         groups: list[dict[str, Any]] = []
         for role, parameters in roles.items():
             multiplier = self.lr_multipliers[role]
             groups.append({"params": parameters, "lr": learning_rate * multiplier, "lr_multiplier": multiplier})
             if role != "shared":
                 groups[-1]["weight_decay"] = 0.0
-        groups = [group for group in groups if group["params"]]
+        # A network without residuals has nothing to train on a frozen base; torch wants a group all the same.
+        groups = [group for group in groups if group["params"]] or groups[:1]
         return self.optimizer_class(groups, lr=learning_rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def compile_networks(self) -> None:

@@ -300,7 +300,7 @@ class VarShareSAC(MultiTaskAlgorithm):
                 self._update_target()
             actor_loss, log_prob = self._actor_step(batch, ent_coef, kl_weights)
             ent_coef_loss = self._entropy_step(log_prob)
-            if self.recenter_every and self._n_updates % self.recenter_every == 0:
+            if self.recenter_every and not self.policy.base_frozen and self._n_updates % self.recenter_every == 0:
                 self.policy.actor.recenter()
                 self.policy.critic.net.recenter()
             metrics.append(th.stack([critic_loss.mean(), actor_loss.mean(), ent_coef_loss.mean()]))
@@ -362,9 +362,11 @@ class VarShareSAC(MultiTaskAlgorithm):
     @staticmethod
     def _minimise(module: Any, loss: th.Tensor) -> None:
         """Step on the mean over tasks; gradients, those of the KLs too, flow into this module's parameters alone."""
-        module.optimizer.zero_grad()
-        loss.mean().backward(inputs=[p for group in module.optimizer.param_groups for p in group["params"]])
-        module.optimizer.step()
+        parameters = [p for group in module.optimizer.param_groups for p in group["params"]]
+        if parameters:
+            module.optimizer.zero_grad()
+            loss.mean().backward(inputs=parameters)
+            module.optimizer.step()
 
     @th.no_grad()
     def _update_target(self) -> None:

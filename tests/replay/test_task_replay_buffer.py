@@ -146,6 +146,39 @@ def test_rings_wrap_in_the_middle_of_a_step() -> None:
     assert [row[0] for row in stored(buffer, 1)] == [7, 8, 9, 11, 5]
 
 
+def test_rings_of_one_size_are_taken_over_as_they_stand() -> None:
+    source, buffer = make_buffer(buffer_size=12), make_buffer(buffer_size=8, n_tasks=2)
+    feeder = Feeder(source)
+    for _ in range(7):
+        feeder.step([0, 1, 2])
+    buffer.take_rows(source, {0: 2, 1: 0})
+    assert buffer.written.tolist() == [7, 7]
+    assert stored(buffer, 0) == stored(source, 2) and stored(buffer, 1) == stored(source, 0)
+    assert buffer.empty_tasks() == []
+
+
+@pytest.mark.parametrize(("slots", "expected"), [(3, [12, 15, 18]), (6, [9, 12, 15, 18])])
+def test_of_rings_of_another_size_the_newest_rows_are_taken_in_order(slots: int, expected: list[int]) -> None:
+    source, buffer = make_buffer(buffer_size=12), make_buffer(buffer_size=slots, n_tasks=1)
+    feeder = Feeder(source)
+    for _ in range(7):
+        feeder.step([0, 1, 2])
+    buffer.take_rows(source, {0: 0})
+    assert [row[0] for row in stored(buffer, 0)] == expected and buffer.written.tolist() == [len(expected)]
+    # The next row replaces the oldest.
+    Feeder(buffer).step([0])
+    assert len(stored(buffer, 0)) == min(slots, len(expected) + 1) and stored(buffer, 0)[-1 if slots > 4 else 0][0] == 0
+
+
+def test_rows_that_mean_something_else_are_not_taken() -> None:
+    source, buffer = make_buffer(gamma=0.9), make_buffer()
+    buffer.take_rows(source, {0: 0})
+    assert buffer._rows is None
+    Feeder(source).step([0, 1, 2])
+    with pytest.raises(ValueError, match=r"gamma 0\.99, got 0\.9"):
+        buffer.take_rows(source, {0: 0})
+
+
 def test_rows_are_allocated_at_the_first_add() -> None:
     buffer = make_buffer(buffer_size=3 * 10**12)  # more than any machine has
     assert buffer._rows is None and buffer.size() == 0 and buffer.check_valid() == (True, "")

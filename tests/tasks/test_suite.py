@@ -1,5 +1,6 @@
 """Names, ids and sizes of tasks, and how an agent finds them."""
 
+import dataclasses
 import pickle
 from collections.abc import Callable
 
@@ -24,6 +25,15 @@ def test_sizes_are_those_of_the_largest_task(mixed_suite: TaskSuite) -> None:
     suite = mixed_suite
     assert (suite.n_tasks, suite.observation_size, suite.action_size) == (3, 5, 3)
     assert suite.action_sizes == (3, 1, 1)
+
+
+def test_room_can_be_kept_for_larger_tasks(mixed_suite: TaskSuite) -> None:
+    for padded_sizes, sizes in (((9, 4), (9, 4)), ((1, 4), (5, 4)), ((0, 0), (5, 3))):
+        suite = dataclasses.replace(mixed_suite, padded_sizes=padded_sizes)
+        assert (suite.observation_size, suite.action_size) == sizes
+        env = MultiTaskEnv(suite)
+        assert (env.observation_space.shape, env.action_space.shape) == ((sizes[0] + 3,), (sizes[1],))
+        assert suite.select(["reach"]).observation_size == sizes[0]
 
 
 def test_names_are_short_where_unique_and_full_where_not(mixed_suite: TaskSuite) -> None:

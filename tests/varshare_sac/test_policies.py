@@ -239,6 +239,23 @@ def test_every_parameter_is_in_one_group_with_its_own_rate_and_decay(sigma_struc
         assert set(everything) == {id(p) for p in module.parameters()}
 
 
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("task_input", [None, "embedding"])
+def test_a_frozen_base_is_in_no_optimizer(adapter: str, task_input: str | None) -> None:
+    policy = make_policy(adapter=adapter, task_input=task_input, base_frozen=True)
+    assert policy.base_frozen
+    for module, network in ((policy.actor, policy.actor), (policy.critic, policy.critic.net)):
+        own = {id(p) for p in network.task_parameters()} | {
+            id(p) for name, p in module.named_parameters() if name.startswith("task_input")
+        }
+        trained = [id(p) for group in module.optimizer.param_groups for p in group["params"]]
+        assert len(trained) == len(own) and set(trained) == own
+        assert {id(p) for p in module.parameters() if p.requires_grad} == own
+        # Also where there is nothing to step on.
+        module.optimizer.step()
+    assert bool(list(policy.actor.shared_parameters())) == (adapter != "independent")
+
+
 def test_residuals_can_be_switched_off_per_network() -> None:
     policy = make_policy(actor_residuals=False)
     assert not list(policy.actor.means()) and list(policy.critic.net.means())
