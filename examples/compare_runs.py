@@ -113,7 +113,7 @@ def main(args: Args) -> None:
         raise SystemExit(f"error: {args.output} exists; name another file by --output.")
     try:
         steps, scores = read_agents(args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     # rliable 1.2 draws from numpy's global generator.
     np.random.seed(0)

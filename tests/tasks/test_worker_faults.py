@@ -125,7 +125,8 @@ def test_a_restart_cuts_episodes_and_goes_on(kind: str, where: str, at: int, tmp
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("kind", "where", "at"), FAULTS)
+# Each kind once: what differs by place is seen on tasks that are quickly built.
+@pytest.mark.parametrize(("kind", "where", "at"), [fault for i, fault in enumerate(FAULTS) if i % 4 in (0, 3)])
 def test_one_of_ten_metaworld_envs_fails(kind: str, where: str, at: int, tmp_path: Path) -> None:
     pytest.importorskip("metaworld")
     plain = make_suite("MT10", horizon=15)

@@ -179,3 +179,5 @@ def test_runs_that_cannot_be_compared_are_refused(example: ModuleType) -> None:
     protocol = table.with_name("protocol.json")
     protocol.write_text(protocol.read_text(encoding="utf-8").replace("10", "11"), encoding="utf-8")
     refused("The protocols differ, so the results cannot be compared")
+    protocol.unlink()
+    refused(r"No such file or directory: .*sac.Contextual-v0_2.protocol\.json")
