@@ -313,13 +313,13 @@ def test_statistics_are_of_what_is_left(agent: Agents) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")  # PyTorch, compiling
+@th._dynamo.config.patch(fail_on_recompile_limit_hit=True)
 def test_a_compiled_agent_is_compiled_anew(
     agent: Agents, target_env: TargetEnvs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The default backend would build each graph with a C compiler; this one runs the traced operations as they are.
     compile_module = th.nn.Module.compile
     monkeypatch.setattr(th.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
-    monkeypatch.setattr(th._dynamo.config, "fail_on_recompile_limit_hit", True)
     th._dynamo.reset()
     model = agent(compile=True, actor_depth=0, critic_depth=0, steps=20)
     report = prune(model, max_loss=0.005, env=target_env(), n_episodes=1, random_returns=RANDOM)

@@ -45,8 +45,8 @@ def test_files(scattered: Agent, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(distances, task_distance(model, "critic"))
     for path in files:
         if path.suffix == ".png":
-            # Not empty: the picture has dark and light.
-            assert np.ptp(imread(path)[..., :3]) > 0.9
+            # Not empty: the picture has dark and light, in whatever style another package has set.
+            assert np.ptp(imread(path)[..., :3]) > 0.5
 
 
 def test_what_is_not_there_is_left_out(scattered: Agent) -> None:

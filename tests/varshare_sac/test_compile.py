@@ -19,6 +19,8 @@ TinyAgent = Callable[..., VarShareSAC]
 def test_a_compiled_agent_takes_the_same_gradient_steps(
     tiny_agent: TinyAgent, tmp_path: Path, sigma_structure: str
 ) -> None:
+    # PyTorch compiles each piece of code eight times at most, those of other tests counted.
+    th._dynamo.reset()
     # Adam would make a whole step of what is a rounding error in a gradient of zero.
     options = dict(learning_rate=0.1, policy_kwargs={"optimizer_class": th.optim.SGD}, actor_depth=0, critic_depth=0)
     options |= dict(learning_starts=10_000, batch_size=32, ent_coef=0.1)
