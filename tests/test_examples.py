@@ -201,6 +201,17 @@ def test_new_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "after 0, " in output and "after 70" in output and "In the agent: swing-up -" in output
 
 
+def test_after_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = load_example("after_training")
+    budget = {"steps": 260, "new_steps": 70, "max_loss": 0.5, "episodes": 1}
+    assert example.main(example.Args(**budget, output=tmp_path)) < 1e-4
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"inside", "policy", "pruned.zip", "unpruned.zip", "reversed.onnx"}
+    assert {path.stem for path in (tmp_path / "policy" / "tasks").iterdir()} == PENDULUMS
+    assert (tmp_path / "pruned.zip").stat().st_size < (tmp_path / "unpruned.zip").stat().st_size
+    assert "'reversed': -" in capsys.readouterr().out
+
+
 def test_compare_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = load_example("compare_adapters")
     agents = ("varshare", "one_hot", "sac", "tqc", "sac_per_task")
