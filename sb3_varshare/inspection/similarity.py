@@ -25,7 +25,7 @@ SMALLEST_VARIANCE = 1e-30
 
 def task_distance(
     model: VarShareSAC,
-    network: str = "actor",
+    network: str = "critic",
     measure: str | None = None,
     layer: str | None = None,
     threshold: float = 1.0,
@@ -61,7 +61,7 @@ def task_distance(
     return _by_task(model, np.sqrt(squares))
 
 
-def default_measure(model: VarShareSAC, network: str = "actor") -> str:
+def default_measure(model: VarShareSAC, network: str = "critic") -> str:
     """
     :param model: an agent with residuals
     :param network: ``"actor"`` or ``"critic"``
@@ -71,7 +71,7 @@ def default_measure(model: VarShareSAC, network: str = "actor") -> str:
 
 
 def task_similarity(
-    model: VarShareSAC, network: str = "actor", layer: str | None = None, centered: bool = True
+    model: VarShareSAC, network: str = "critic", layer: str | None = None, centered: bool = True
 ) -> pd.DataFrame:
     """
     Cosine of the angle between the tasks' mean residuals, each layer in units of its ``sigma_prior``: 1 where two tasks

@@ -42,15 +42,17 @@ def matrix(table: pd.DataFrame) -> np.ndarray:
 def test_distances_by_hand(agent: Agent) -> None:
     model = agent(sigma_structure="fixed")
     set_means(model, [[3.0, 0.0, 1.0], [0.0, 4.0, 0.0], [0.0, 0.0, 0.0]])
-    prior = task_distance(model, measure="prior")
+    prior = task_distance(model, "actor", measure="prior")
     assert list(prior.index) == list(prior.columns) == model.task_names
     expected = np.sqrt([[0, 26, 10], [26, 0, 16], [10, 16, 0]])
     np.testing.assert_allclose(matrix(prior), expected, rtol=1e-6)
     # Both sigmas are the prior's: a difference of d is d / sqrt(2) standard deviations. One of 1 is below the first.
-    np.testing.assert_allclose(matrix(task_distance(model)) ** 2, np.array([[0, 25, 9], [25, 0, 16], [9, 16, 0]]) / 2)
-    np.testing.assert_allclose(matrix(task_distance(model, threshold=0)), expected / np.sqrt(2), rtol=1e-6)
+    np.testing.assert_allclose(
+        matrix(task_distance(model, "actor")) ** 2, np.array([[0, 25, 9], [25, 0, 16], [9, 16, 0]]) / 2
+    )
+    np.testing.assert_allclose(matrix(task_distance(model, "actor", threshold=0)), expected / np.sqrt(2), rtol=1e-6)
     wide = [[0, 16, 0], [16, 0, 16], [0, 16, 0]]
-    np.testing.assert_allclose(matrix(task_distance(model, threshold=2.5)) ** 2, np.array(wide) / 2)
+    np.testing.assert_allclose(matrix(task_distance(model, "actor", threshold=2.5)) ** 2, np.array(wide) / 2)
 
 
 def test_the_noise_is_that_of_both_tasks(agent: Agent) -> None:
@@ -60,10 +62,12 @@ def test_the_noise_is_that_of_both_tasks(agent: Agent) -> None:
     with th.no_grad():
         for task, value in enumerate((3.0, 4.0, 0.5)):
             sigma.rho[task] = th.tensor(value * prior).expm1().log()
-    distances = task_distance(model, layer=LAYER)
+    distances = task_distance(model, "actor", layer=LAYER)
     # 5 / sqrt(3^2 + 4^2) is just at the threshold, of which float32 may fall on either side.
-    assert task_distance(model, layer=LAYER, threshold=0.99).loc["plus", "again"] == pytest.approx(1.0, rel=1e-5)
-    assert task_distance(model, layer=LAYER, threshold=1.01).loc["plus", "again"] == 0
+    assert task_distance(model, "actor", layer=LAYER, threshold=0.99).loc["plus", "again"] == pytest.approx(
+        1.0, rel=1e-5
+    )
+    assert task_distance(model, "actor", layer=LAYER, threshold=1.01).loc["plus", "again"] == 0
     assert distances.loc["plus", "minus"] == pytest.approx(5 / np.sqrt(9.25), rel=1e-5)
     assert distances.loc["again", "minus"] == 0
 
@@ -102,14 +106,14 @@ def test_the_shared_weights_do_not_matter(scattered: Agent, kwargs: dict[str, An
         for network in ("actor", "critic")
         for measure in (None, "prior")
     }
-    cosines = matrix(task_similarity(model))
-    plain = matrix(task_similarity(model, centered=False))
+    cosines = matrix(task_similarity(model, "actor"))
+    plain = matrix(task_similarity(model, "actor", centered=False))
     model.policy.actor.recenter()
     model.policy.critic.net.recenter()
     for (network, measure), values in before.items():
         np.testing.assert_allclose(matrix(task_distance(model, network, measure)), values, rtol=1e-4)
-    np.testing.assert_allclose(matrix(task_similarity(model)), cosines, atol=1e-5)
-    np.testing.assert_allclose(matrix(task_similarity(model, centered=False)), cosines, atol=1e-5)
+    np.testing.assert_allclose(matrix(task_similarity(model, "actor")), cosines, atol=1e-5)
+    np.testing.assert_allclose(matrix(task_similarity(model, "actor", centered=False)), cosines, atol=1e-5)
     assert not np.allclose(plain, cosines, atol=0.05)
 
 
@@ -125,29 +129,29 @@ def test_the_members_of_the_critic_count_alike(scattered: Agent) -> None:
 def test_cosines_by_hand(agent: Agent) -> None:
     model = agent()
     set_means(model, [[1.0, 0.0], [1.0, 1.0], [-2.0, 0.0]])
-    plain = matrix(task_similarity(model, centered=False))
+    plain = matrix(task_similarity(model, "actor", centered=False))
     half = np.sqrt(0.5)
     np.testing.assert_allclose(plain, [[1, half, -1], [half, 1, -half], [-1, -half, 1]], atol=1e-6)
     # Less their mean (0, 1/3): (1, -1/3), (1, 2/3), (-2, -1/3).
     rows = np.array([[3, -1], [3, 2], [-6, -1]]) / np.linalg.norm([[3, -1], [3, 2], [-6, -1]], axis=1, keepdims=True)
-    np.testing.assert_allclose(matrix(task_similarity(model)), rows @ rows.T, atol=1e-6)
-    np.testing.assert_allclose(matrix(task_similarity(model, layer=LAYER)), rows @ rows.T, atol=1e-6)
-    assert task_similarity(model, layer="mean").isna().all(axis=None)
+    np.testing.assert_allclose(matrix(task_similarity(model, "actor")), rows @ rows.T, atol=1e-6)
+    np.testing.assert_allclose(matrix(task_similarity(model, "actor", layer=LAYER)), rows @ rows.T, atol=1e-6)
+    assert task_similarity(model, "actor", layer="mean").isna().all(axis=None)
 
 
 def test_unrelated_tasks_are_not_at_zero(agent: Agent) -> None:
     """Three equally long residuals at right angles: centred, their cosines are -1 / (T - 1)."""
     model = agent()
     set_means(model, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    values = matrix(task_similarity(model))
+    values = matrix(task_similarity(model, "actor"))
     np.testing.assert_allclose(values[np.triu_indices(3, 1)], -0.5, atol=1e-6)
 
 
 def test_two_tasks_have_no_cosine_and_a_distance(scattered: Agent) -> None:
     model = scattered(names=("plus", "minus"))
     with pytest.raises(ValueError, match=r"opposite whatever was learned.*use task_distance"):
-        task_similarity(model)
-    assert task_similarity(model, centered=False).shape == (2, 2)
+        task_similarity(model, "actor")
+    assert task_similarity(model, "actor", centered=False).shape == (2, 2)
     assert task_distance(model).loc["plus", "minus"] > 0
 
 
@@ -246,7 +250,7 @@ def test_one_task_has_no_clusters(scattered: Agent) -> None:
     [
         (lambda model: task_distance(model, "target"), r"network must be one of \('actor', 'critic'\), got 'target'"),
         (
-            lambda model: task_distance(model, layer="block 7"),
+            lambda model: task_distance(model, "actor", layer="block 7"),
             r"The actor has the layers \['linear_in', .*got 'block 7'",
         ),
         (lambda model: task_distance(model, measure="L2"), r"measure must be one of \('noise', 'prior'\), got 'L2'"),
@@ -266,4 +270,4 @@ def test_noise_and_networks_that_are_not_there(scattered: Agent) -> None:
     with pytest.raises(
         ValueError, match=r"The actor has no residuals \(actor_residuals=False\); take network='critic'"
     ):
-        task_distance(scattered(actor_residuals=False))
+        task_distance(scattered(actor_residuals=False), "actor")
