@@ -44,6 +44,8 @@ class Args:
     """adapters of VarShareSAC, and "sac" for single-task SAC"""
     ent_coef: str = "auto_0.1"
     """first entropy coefficient of VarShareSAC"""
+    tau: float = 0.005
+    """share of VarShareSAC's critics that moves into the target at each update"""
     n_episodes: int = 10
     """evaluation episodes per task"""
     processes: int = 2
@@ -81,7 +83,7 @@ def multi_task_rows(agent: str, seed: int, args: Args) -> list[dict[str, Any]]:
     :param args: budget
     """
     env = make_multitask_env("contextual", seed=seed)
-    options: dict[str, Any] = {"preset": "small", "adapter": agent, "ent_coef": args.ent_coef}
+    options: dict[str, Any] = {"preset": "small", "adapter": agent, "ent_coef": args.ent_coef, "tau": args.tau}
     model = VarShareSAC("MultiTaskPolicy", env, **options, seed=seed, device="cpu")
     started = time.perf_counter()
     model.learn(args.steps * env.n_tasks)

@@ -18,7 +18,7 @@ import pandas as pd
 import tyro
 from declaration import GRIDS
 from figures import draw_curves, draw_intervals
-from scores import iqm, iqm_difference, mean, score_matrix, with_scores
+from scores import iqm, iqm_difference, mean, mean_difference, score_matrix, with_scores
 from store import read
 from unit import REPOSITORY
 
@@ -67,7 +67,8 @@ def ordered_contenders(rows: pd.DataFrame) -> list[str]:
 
 def score_table(rows: pd.DataFrame) -> pd.DataFrame:
     """
-    A row per contender: IQM, difference to the first one of the same steps, mean, worst seed, worst run of a task.
+    A row per contender: IQM and mean, their differences to the first one of the same steps, worst seed, worst run of a
+    task.
 
     :param rows: of one suite at the end
     """
@@ -77,15 +78,15 @@ def score_table(rows: pd.DataFrame) -> pd.DataFrame:
         own = rows[rows["contender"] == contender]
         matrix = score_matrix(own)
         base = rows[(rows["agent"] == first) & (rows["steps"] == own["steps"].iloc[0])]
-        is_first = own["agent"].iloc[0] == first
-        difference = "" if is_first or base.empty else str(iqm_difference(matrix, score_matrix(base)))
+        alone = own["agent"].iloc[0] == first or base.empty
         diverged = own[own["status"] == "diverged"]["seed"].nunique()
         table.append(
             {
                 "": contender,
                 "IQM of scores": str(iqm(matrix)),
-                f"minus {first}": difference,
-                "mean": f"{matrix.mean():.2f}",
+                f"IQM minus {first}": "" if alone else str(iqm_difference(matrix, score_matrix(base))),
+                "mean of scores": str(mean(matrix)),
+                f"mean minus {first}": "" if alone else str(mean_difference(matrix, score_matrix(base))),
                 "worst seed": f"{matrix.mean(1).min():.2f}",
                 "worst task and seed": f"{matrix.min():.2f}",
                 "seeds": f"{len(matrix)}" + (f", {diverged} diverged" if diverged else ""),

@@ -99,6 +99,16 @@ def iqm_difference(matrix: np.ndarray, base: np.ndarray) -> Interval:
     return _interval([matrix, base], lambda one, other: metrics.aggregate_iqm(one) - metrics.aggregate_iqm(other))
 
 
+def mean_difference(matrix: np.ndarray, base: np.ndarray) -> Interval:
+    """
+    Difference of two means, with a bootstrap of both: where one task of many tells contenders apart, IQM leaves it out.
+
+    :param matrix: (seeds, tasks)
+    :param base: (seeds, tasks) what is subtracted
+    """
+    return _interval([matrix, base], lambda one, other: metrics.aggregate_mean(one) - metrics.aggregate_mean(other))
+
+
 def _interval(
     scores: np.ndarray | list[np.ndarray], function: Callable[..., float], repetitions: int = REPETITIONS
 ) -> Interval:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import report
 from rliable import metrics  # type: ignore[import-untyped]
-from scores import iqm, iqm_difference, score_matrix, with_scores
+from scores import iqm, iqm_difference, mean_difference, score_matrix, with_scores
 from unit import COLUMNS
 
 COMMON = {"grid": "comparison", "protocol": "p", "base": "b", "factor": "", "steps": 100, "step": 100}
@@ -65,6 +65,14 @@ def test_equal_runs_have_an_interval_without_width() -> None:
     matrix = np.full((5, 6), 0.75)
     assert iqm(matrix) == (0.75, 0.75, 0.75)
     assert iqm_difference(matrix, matrix - 0.5) == (0.5, 0.5, 0.5)
+    assert mean_difference(matrix, matrix - 0.5) == (0.5, 0.5, 0.5)
+
+
+def test_one_failed_task_of_six_is_in_the_mean_and_not_in_the_interquartile_mean() -> None:
+    solved, failed = np.ones((5, 6)), np.ones((5, 6))
+    failed[:, 0] = 0.4
+    assert iqm_difference(failed, solved) == (0.0, 0.0, 0.0)
+    assert mean_difference(failed, solved) == pytest.approx((-0.1, -0.1, -0.1))
 
 
 def test_one_seed_has_no_interval() -> None:
@@ -77,10 +85,12 @@ def test_a_table_says_the_numbers() -> None:
     assert list(table) == ["varshare-tied", "sac"]
     varshare, sac = table["varshare-tied"], table["sac"]
     assert varshare["IQM of scores"].startswith("0.62 (")
-    assert varshare["minus varshare-tied"] == ""
+    assert varshare["IQM minus varshare-tied"] == varshare["mean minus varshare-tied"] == ""
     # Middle halves: (0.5 + 0.75) / 2 and 0.
-    assert sac["minus varshare-tied"].startswith("-0.62 (")
-    assert [sac[name] for name in ("mean", "worst seed", "worst task and seed")] == ["0.00", "-0.25", "-0.50"]
+    assert sac["IQM minus varshare-tied"].startswith("-0.62 (")
+    assert sac["mean of scores"].startswith("0.00 (-0.25 to")
+    assert sac["mean minus varshare-tied"].startswith("-0.69 (")
+    assert [sac[name] for name in ("worst seed", "worst task and seed")] == ["-0.25", "-0.50"]
     assert sac["seeds"] == "2, 1 diverged"
 
 
