@@ -42,9 +42,9 @@ class Args:
     """environment steps per task"""
     agents: tuple[str, ...] = ("varshare", "none", "sac")
     """adapters of VarShareSAC, and "sac" for single-task SAC"""
-    ent_coef: str = "auto_0.1"
+    ent_coef: str = "auto_0.01"
     """first entropy coefficient of VarShareSAC"""
-    tau: float = 0.005
+    tau: float = 0.02
     """share of VarShareSAC's critics that moves into the target at each update"""
     n_episodes: int = 10
     """evaluation episodes per task"""

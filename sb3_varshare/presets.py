@@ -52,12 +52,15 @@ def brc(n_tasks: int) -> dict[str, Any]:
 
 def small(n_tasks: int) -> dict[str, Any]:
     """
-    For problems that train in minutes on a CPU. The data are few, so the KL weighs less.
+    For problems that train in minutes on a CPU. The data are few, so the KL weighs less; so are the gradient steps, so
+    the target network follows four times as fast and entropy starts with a tenth of the weight.
 
     :param n_tasks: tasks T
     """
     return {
         "learning_rate": 1e-3,
+        "tau": 0.02,
+        "ent_coef": "auto_0.01",
         "beta": 0.01,
         "batch_size": 64 * n_tasks,
         "buffer_size": 100_000 * n_tasks,

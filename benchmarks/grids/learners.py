@@ -16,8 +16,7 @@ from sb3_varshare.tasks import MultiTaskVecEnv
 
 Settings = Mapping[str, Any]
 
-# The preset `small` with tied sigma, another `tau` and `ent_coef`, and the defaults of the agent written out: what the
-# package changes later changes nothing here.
+# The preset `small` and the defaults of the agent written out: what the package changes later changes nothing here.
 BASE: dict[str, Any] = {
     # For each task; an agent of T tasks gets T times as much.
     "batch_size": 64,
@@ -26,7 +25,7 @@ BASE: dict[str, Any] = {
     # What all learners have.
     "learning_rate": 1e-3,
     "gamma": 0.99,
-    # Four times the usual, so that few steps are enough: with 0.005 the pair `conflict` was not solved after 4,000.
+    # Four times the agent's default, so that few steps are enough.
     "tau": 0.02,
     "gradient_steps": 1,
     "actor_width": 64,
@@ -52,7 +51,7 @@ BASE: dict[str, Any] = {
     "exploration": "mean",
     "mu_lr_multiplier": 1.0,
     "rho_lr_multiplier": 1.0,
-    # A tenth of the default, for the same reason: see the preset `medium`.
+    # A tenth of the agent's default, for the same reason.
     "ent_coef": "auto_0.01",
     "ent_coef_learning_rate": 3e-4,
     "share_ent_coef": False,
