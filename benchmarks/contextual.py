@@ -163,8 +163,11 @@ def normalised(rows: pd.DataFrame, column: str) -> pd.Series:
 
     :param rows: as :func:`collect` returns them
     :param column: of returns
+    :raises ValueError: there is no SAC to measure by
     """
     means = rows.pivot_table("mean_return", "task", "agent")
+    if "sac" not in means:
+        raise ValueError("Expected 'sac' among the agents, whose mean is the score 1; the returns are in the CSV.")
     low, high = rows["task"].map(means["random"]), rows["task"].map(means["sac"])
     return (rows[column] - low) / (high - low)
 
