@@ -17,6 +17,7 @@ try:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 
+    from sb3_varshare.runs.curves import draw_curves
     from sb3_varshare.runs.declaration import read_declaration
     from sb3_varshare.runs.local import run_locally
     from sb3_varshare.runs.on_ray import run_on_ray
@@ -156,7 +157,7 @@ def list_units(file: File, output: Path) -> int:
 
 def collect(file: File, output: Path) -> int:
     """
-    Write runs.csv with all finished runs, and report.md with their last evaluations, into the folder.
+    Write all finished runs as runs.csv, tables of them as report.md and their curves as curves.png into the folder.
 
     :param file: with the declaration
     :param output: folder of the results
@@ -167,8 +168,9 @@ def collect(file: File, output: Path) -> int:
     text = report(name, units, rows)
     for path, contents in ((output / "runs.csv", rows.to_csv(index=False)), (output / "report.md", text)):
         write_whole(path, contents)
+    draw_curves(rows, output / "curves.png")
     Console().print(Markdown(text))
-    print(f"Written to {output / 'runs.csv'} and {output / 'report.md'}")
+    print(f"Written to {output / 'runs.csv'}, {output / 'report.md'} and {output / 'curves.png'}")
     return 0
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from sb3_varshare.evaluation import EpisodeResult
-from sb3_varshare.evaluation.task_evaluation import mean_interval
+from sb3_varshare.evaluation.task_evaluation import Estimate, mean_interval
 from sb3_varshare.runs.store import Store
 from sb3_varshare.runs.unit import Result, Unit
 from sb3_varshare.tasks.protocol import check_same_protocol, describe_protocol
@@ -56,36 +57,59 @@ def report(name: str, units: Sequence[Unit], rows: pd.DataFrame) -> str:
         f"# {name}",
         f"{finished} of {len(units)} runs are finished; commit {commits}. Of the last evaluation of each run: mean "
         "over tasks with Student's 95 % interval over seeds, and interquartile mean (IQM) over seeds and tasks with "
-        "the 95 % interval of its stratified bootstrap. Minutes are those of training alone.",
+        "the 95 % interval of its stratified bootstrap. The mean of all evaluations of a run says how soon it learned; "
+        "minutes are those of training alone.",
     ]
     for suite in dict.fromkeys(unit.suite for unit in units):
         own = rows[rows["suite"] == suite]
         if len(own):
             arms = [arm for arm in dict.fromkeys(unit.arm for unit in units) if arm in set(own["arm"])]
             last = own[own["step"] == own.groupby(["arm", "seed"])["step"].transform("max")]
-            parts += [f"## {suite}", _markdown(_table(last, arms)), f"{own['protocol'].iloc[0]}"]
+            parts += [f"## {suite}", _markdown(_table(own, last, arms)), _markdown(_task_table(last, arms))]
+            parts.append(f"{own['protocol'].iloc[0]}")
     return "\n\n".join(parts) + "\n"
 
 
-def _table(last: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
+def _table(own: pd.DataFrame, last: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
     lines = []
     for arm in arms:
-        own = last[last["arm"] == arm]
-        line = {"": arm, "seeds": str(own["seed"].nunique())}
-        for column, label, digits in SCORES:
-            if last[column].isna().any():
-                continue
+        of_arm = last[last["arm"] == arm]
+        line = {"": arm, "seeds": str(of_arm["seed"].nunique())}
+        for column, label, digits in _scores(last):
             matrix = score_matrix(last, arm, column)
-            for kind, estimate in (
-                (label, mean_interval(matrix.mean(axis=1).tolist(), 0.95)),
-                (f"{label}, IQM", iqm_interval(matrix)),
-            ):
-                mean, interval = interval_cells(estimate, digits)
-                line[kind] = f"{mean} ({interval})" if interval else mean
-        line["updates"] = f"{own['updates'].max():,}"
-        line["minutes"] = f"{own.groupby('seed')['seconds'].first().mean() / 60:.1f}"
+            line[label] = _cell(_mean(matrix), digits)
+            line[f"{label}, IQM"] = _cell(iqm_interval(matrix), digits)
+            line[f"{label}, all evaluations"] = _cell(_mean(score_matrix(own, arm, column)), digits)
+        line["updates"] = f"{of_arm['updates'].max():,}"
+        line["minutes"] = f"{of_arm.groupby('seed')['seconds'].first().mean() / 60:.1f}"
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def _task_table(last: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
+    column, label, digits = _scores(last)[0]
+    tasks = list(dict.fromkeys(last["task"]))
+    of_tasks = {task: last[last["task"] == task] for task in tasks}
+    return pd.DataFrame(
+        {
+            f"{label} of": arm,
+            **{task: _cell(_mean(score_matrix(of_tasks[task], arm, column)), digits) for task in tasks},
+        }
+        for arm in arms
+    )
+
+
+def _scores(rows: pd.DataFrame) -> list[tuple[str, str, int]]:
+    return [score for score in SCORES if not rows[score[0]].isna().any()]
+
+
+def _mean(matrix: np.ndarray) -> Estimate:
+    return mean_interval(matrix.mean(axis=1).tolist(), 0.95)
+
+
+def _cell(estimate: Estimate, digits: int) -> str:
+    mean, interval = interval_cells(estimate, digits)
+    return f"{mean} ({interval})" if interval else mean
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from grids import TASKS, UNITS, declare
+from matplotlib.figure import Figure
 
 pytest.importorskip("rl_zoo3")
 pytest.importorskip("pydantic")
 
 from sb3_varshare.runs import Unit, read_declaration
+from sb3_varshare.runs.curves import draw_curves
 from sb3_varshare.runs.on_ray import warn_of_waiting
 from sb3_varshare.runs.store import Store
 from sb3_varshare.runs.unit import attempt
@@ -58,6 +60,7 @@ def test_units_from_their_start_to_the_table(reference: Mapping[str, Any], runs:
     assert list(rows["updates"]) == [evaluation["updates"] for evaluation in result["evaluations"] for _ in TASKS]
     assert set(rows["protocol"]) == {"contextual: version 1, horizon 10"} and set(rows["unit"]) == {result["identity"]}
     report = (tmp_path / "results" / "report.md").read_text()
+    assert (tmp_path / "results" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "1 of 4 runs are finished" in report and f"| {np.mean(written[5:]):.1f} |" in report
     assert "1 of 4 runs are finished" in printed
 
@@ -74,9 +77,34 @@ def test_a_table_of_known_results(runs: Command, tmp_path: Path) -> None:
         store.record(found, {"name": found.name, **about, "protocol": {}, "evaluations": [first, last]})
     assert runs("collect", arms={"one": {"params": {"width": 8}}, "two": {}})[0] == 0
     lines = (tmp_path / "results" / "report.md").read_text().splitlines()
-    # IQM: of 10 numbers 0 and 1 without the two lowest and highest; of returns 0 and 1 as many of each.
-    assert "| one | 2 | 0.200 | 0.000 | 0.5 (-5.9 to 6.9) | 0.5 (0.0 to 1.0) | 7 | 2.0 |" in lines
-    assert "| two | 2 | 1.000 | 1.000 | 0.5 (-5.9 to 6.9) | 0.5 (0.0 to 1.0) | 7 | 2.0 |" in lines
+    # IQM: of 10 numbers 0 and 1 without the two lowest and highest; of returns 0 and 1 as many of each. Of all
+    # evaluations: nobody had success at the first one, and returns were -9.
+    returns = "0.5 (-5.9 to 6.9) | 0.5 (0.0 to 1.0) | -4.2 (-7.4 to -1.1)"
+    assert f"| one | 2 | 0.200 | 0.000 | 0.100 | {returns} | 7 | 2.0 |" in lines
+    assert f"| two | 2 | 1.000 | 1.000 | 0.500 | {returns} | 7 | 2.0 |" in lines
+    assert f"| success of | {' | '.join(TASKS)} |" in lines
+    assert "| one | 1.000 | 0.000 | 0.000 | 0.000 | 0.000 |" in lines
+
+
+def test_a_figure_has_a_panel_for_each_suite_and_shows_means_over_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, format: drawn.append(figure))
+    rows = [
+        # 10 and 20 steps of two tasks; the runs succeed in one of four and in three of four episodes, then in all.
+        {"suite": "known", "arm": "a", "seed": seed, "step": step, "task": task, "is_success": success}
+        for seed, first in ((0, (1, 0, 0, 0)), (1, (1, 1, 1, 0)))
+        for step, successes in ((20, first), (40, (1, 1, 1, 1)))
+        for task, success in zip(("x", "x", "y", "y"), successes, strict=True)
+    ]
+    rows += [{**row, "suite": "unknown", "is_success": None, "step": 2 * row["step"]} for row in rows]
+    draw_curves(pd.DataFrame(rows).assign(episode_return=-5.0), tmp_path / "curves.png")
+    known, unknown = drawn[0].axes
+    assert known.get_lines()[0].get_xydata().tolist() == [[10, 0.5], [20, 1.0]]
+    assert unknown.get_lines()[0].get_xydata().tolist() == [[20, -5.0], [40, -5.0]]
+    assert (known.get_title(), known.get_ylabel()) == ("known", "success, mean over tasks")
+    assert (unknown.get_title(), unknown.get_ylabel()) == ("unknown", "return, mean over tasks")
 
 
 @pytest.mark.parametrize(
