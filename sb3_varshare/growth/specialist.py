@@ -15,6 +15,7 @@ from sb3_varshare.varshare_sac import VarShareSAC
 BEGINNING: dict[str, Any] = {
     "num_timesteps": 0,
     "_episode_num": 0,
+    "_n_updates": 0,
     "_total_timesteps": 0,
     "_num_timesteps_at_start": 0,
     "ep_info_buffer": None,

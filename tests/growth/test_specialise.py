@@ -36,6 +36,7 @@ def test_it_starts_at_the_base_and_leaves_the_large_agent_alone(kwargs: dict[str
         assert th.equal(random, th.get_rng_state())
     assert_equal(before, tensors(model))
     assert (agent.task_names, agent.n_tasks, agent.batch_size, agent.num_timesteps) == (["new"], 1, 16, 0)
+    assert agent._n_updates == 0 < model._n_updates
     assert agent.policy.critic.net.kl_divergence().item() == pytest.approx(0.0, abs=1e-4)
     if kwargs["adapter"] == "independent":
         return
