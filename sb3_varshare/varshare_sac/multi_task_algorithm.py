@@ -297,6 +297,18 @@ class MultiTaskAlgorithm(MultiTaskCollection):
                 f"The model knows the tasks {data['task_names']}, the environment has {list(found.names)}, in order."
             )
         check_for_correct_spaces(wrapped, data["observation_space"], data["action_space"])
+        if found is not None:
+            observation_sizes = own_observation_sizes(found, wrapped.observation_space)
+            for what, known, theirs in (
+                ("actions", data["action_sizes"], found.action_sizes),
+                ("observations", data.get("observation_sizes"), observation_sizes),
+            ):
+                # Padding makes the spaces equal, whatever the tasks themselves have.
+                if known and theirs and list(known) != list(theirs):
+                    raise ValueError(
+                        f"The model's tasks {data['task_names']} have {what} of {list(known)} numbers, those of the "
+                        f"environment of {list(theirs)}, in order."
+                    )
         return wrapped
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
