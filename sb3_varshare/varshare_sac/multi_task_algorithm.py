@@ -219,16 +219,23 @@ class MultiTaskAlgorithm(MultiTaskCollection):
 
         :param path: the file
         :param truncate_last_traj: without effect, as in SB3 for all buffers but that of HER
-        :raises ValueError: it holds transitions of other tasks or spaces
+        :raises ValueError: it holds no replay, or transitions of other tasks or spaces
         """
         expected, device = self.replay_buffer, self.replay_buffer.device
-        super().load_replay_buffer(path, truncate_last_traj)
-        found, self.replay_buffer = self.replay_buffer, expected
+        try:
+            super().load_replay_buffer(path, truncate_last_traj)
+            found = self.replay_buffer
+        except AssertionError as error:
+            raise ValueError(f"{path} holds no replay buffer.") from error
+        finally:
+            self.replay_buffer = expected
         for name in ("n_tasks", "one_hot_size", "observation_space", "action_space", "n_steps", "gamma"):
             ours, theirs = getattr(expected, name), getattr(found, name, None)
             if ours != theirs:
                 raise ValueError(f"The replay in the file has {name} {theirs}, the agent has {ours}.")
         found.device = device
+        # What the environments of the file had begun does not go on in those of the agent.
+        found.forget_open_episodes()
         self.replay_buffer = found
 
     @classmethod

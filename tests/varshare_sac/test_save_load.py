@@ -452,6 +452,27 @@ def test_a_loaded_replay_goes_where_the_agent_wants_it(trained: Any, tiny_agent:
     assert elsewhere.replay_buffer.device == th.device("meta")
 
 
+def test_episodes_that_a_file_left_open_do_not_go_on_in_other_environments(
+    tiny_agent: TinyAgent, tmp_path: Path
+) -> None:
+    tiny_agent(n_steps=3, learning_starts=100).learn(12).save_replay_buffer(tmp_path / "replay")
+    model = tiny_agent(n_steps=3, learning_starts=100).learn(10)
+    assert model.replay_buffer._open.tolist() == [1, 1]
+    model.load_replay_buffer(tmp_path / "replay")
+    model.learn(2, reset_num_timesteps=False)
+    # The one step since then; with the two of the file it would be three, and a row of both.
+    assert model.replay_buffer._open.tolist() == [1, 1]
+
+
+def test_what_is_no_replay_is_refused(tiny_agent: TinyAgent, tmp_path: Path) -> None:
+    model = tiny_agent()
+    replay = model.replay_buffer
+    (tmp_path / "other.pkl").write_bytes(pickle.dumps({"no": "replay"}))
+    with pytest.raises(ValueError, match=r"other\.pkl holds no replay buffer"):
+        model.load_replay_buffer(tmp_path / "other.pkl")
+    assert model.replay_buffer is replay
+
+
 def test_a_replay_of_other_tasks_is_refused(tiny_agent: TinyAgent, target_env: TargetEnvs, tmp_path: Path) -> None:
     model = tiny_agent(target_env({"a": 0.0, "b": 0.1, "c": 0.2}), batch_size=30, learning_starts=100).learn(30)
     model.save_replay_buffer(tmp_path / "replay")
