@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.save_util import save_to_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
@@ -273,6 +274,10 @@ class MultiTaskAlgorithm(MultiTaskCollection):
             data["n_envs"] = env.num_envs  # type: ignore[union-attr]
             if force_reset:
                 data["_last_obs"] = None
+        noise = data.get("action_noise")
+        if isinstance(noise, VectorizedActionNoise) and noise.n_envs != data["n_envs"]:
+            # SB3 makes one for each environment anew, but not of one that is made already.
+            data["action_noise"] = noise.base_noise
         cls._complete(data, env)
         policy = data.pop("policy_class")
         model = cls(policy, env, device=device, _init_setup_model=False)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import SAC
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_varshare import VarShareSAC
@@ -172,6 +173,17 @@ def test_the_number_of_environments_may_change(model_file: Path, target_env: Tar
     loaded = VarShareSAC.load(model_file, env=target_env(n_envs=n_envs), device="cpu")
     loaded.learn(40, reset_num_timesteps=False)
     assert loaded.n_envs == n_envs and loaded.replay_buffer.size() == 40
+
+
+def test_noise_is_made_for_another_number_of_environments(
+    tiny_agent: TinyAgent, target_env: TargetEnvs, tmp_path: Path
+) -> None:
+    model = tiny_agent(action_noise=NormalActionNoise(np.zeros(1), np.ones(1))).learn(20)
+    model.save(tmp_path / "model")
+    for n_envs, shape in ((1, (1,)), (2, (2, 1)), (4, (4, 1))):
+        loaded = VarShareSAC.load(tmp_path / "model", env=target_env(n_envs=n_envs), device="cpu", trusted=True)
+        loaded.learn(20, reset_num_timesteps=False)
+        assert loaded.action_noise().shape == shape  # type: ignore[misc]
 
 
 def test_learning_can_go_on_in_the_middle_of_an_episode(model_file: Path, target_env: TargetEnvs) -> None:
