@@ -142,7 +142,16 @@ def _with_tasks(model: VarShareSAC, env: VecEnv | None, keep: Keep, name: str, s
             size = int(model.action_space.shape[0])  # type: ignore[index]
             tasks = tasks._replace(names=tuple(names), action_sizes=(*tasks.action_sizes, size))
     changes: dict[str, Any] = {"one_hot_size": one_hot_size}
-    return build(model, env, tasks, keep, changes if env is not None else {**changes, "observation_space": space})
+    if env is None:
+        changes |= {"observation_space": space, "n_envs": _number_of_envs(model, len(keep))}
+    return build(model, env, tasks, keep, changes)
+
+
+def _number_of_envs(model: VarShareSAC, n_tasks: int) -> int:
+    """Of an agent without environments, how many it is to be given: each task with as many copies as before."""
+    if model.n_envs < model.n_tasks:
+        return model.n_envs
+    return model.n_envs + (n_tasks - model.n_tasks) * round(model.n_envs / model.n_tasks)
 
 
 def _check_same_base(model: VarShareSAC, agent: VarShareSAC, axes: dict[str, Axes]) -> None:

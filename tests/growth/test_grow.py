@@ -247,7 +247,11 @@ def test_an_agent_without_environments_stays_without(tmp_path: Path) -> None:
         assert saving.encode(getattr(loaded, name)) == saving.encode(getattr(model, name)), name
     action, _ = loaded.predict_task(np.zeros(2), "zero")
     assert action.shape == (1,)
-    drop_task(drop_task(loaded, "zero"), "minus")
+    assert loaded.n_envs == model.n_envs == 3
+    loaded.set_env(make_multitask_env({"plus": Reach, "minus": Reach, "zero": Reach}))
+    loaded = VarShareSAC.load(tmp_path / "model", device="cpu")
+    drop_task(drop_task(add_task(loaded, "zero", make_reach(0.0)), "zero"), "minus")
+    assert loaded.n_envs == 1
     assert loaded.task_names == ["plus"] and loaded.predict_task(np.zeros(2), "plus")[0].shape == (1,)
 
 
