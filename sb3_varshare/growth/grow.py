@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch as th
@@ -119,7 +120,7 @@ def _refuse_known(model: VarShareSAC, name: str, spec: TaskSpec | None) -> None:
 
 
 def _with_tasks(model: VarShareSAC, env: VecEnv | None, keep: Keep, name: str, spec: TaskSpec | None) -> VarShareSAC:
-    names = [name if task is None else model.task_names[task] for task in keep]
+    names = _labels(model, keep, name)
     one_hot_size = len(keep)
     assert isinstance(model.observation_space, spaces.Box)
     space = resized(model.observation_space, model.one_hot_size, one_hot_size)
@@ -137,10 +138,9 @@ def _with_tasks(model: VarShareSAC, env: VecEnv | None, keep: Keep, name: str, s
         raise ValueError(f"Expected environments of the tasks {names} in this order, got {list(tasks.names)}.")
     if tasks is None:
         tasks = described(model, keep, spec)
-        if len(tasks.names) < len(names):
-            # Nobody tells more of the new task than its name.
-            size = int(model.action_space.shape[0])  # type: ignore[index]
-            tasks = tasks._replace(names=tuple(names), action_sizes=(*tasks.action_sizes, size))
+        # Nobody may tell more of the new task than its name.
+        sizes = [int(model.action_space.shape[0])] * (len(names) - len(tasks.names))  # type: ignore[index]
+        tasks = tasks._replace(names=tuple(names), action_sizes=(*tasks.action_sizes, *sizes))
     changes: dict[str, Any] = {"one_hot_size": one_hot_size}
     if env is None:
         changes |= {"observation_space": space, "n_envs": _number_of_envs(model, len(keep))}
@@ -152,6 +152,18 @@ def _number_of_envs(model: VarShareSAC, n_tasks: int) -> int:
     if model.n_envs < model.n_tasks:
         return model.n_envs
     return model.n_envs + (n_tasks - model.n_tasks) * round(model.n_envs / model.n_tasks)
+
+
+def _labels(model: VarShareSAC, keep: Keep, name: str) -> list[str]:
+    """Names of the new agent's tasks: one that had its source before it, since two were named alike, may be alone."""
+    kept = [model.full_names[task] for task in keep if task is not None] if model.full_names else []
+    alike = Counter(full.rpartition("/")[2] for full in kept)
+    labels = []
+    for task in keep:
+        label = name if task is None else model.task_names[task]
+        short = label.rpartition("/")[2]
+        labels.append(short if label in kept and alike[short] == 1 else label)
+    return labels
 
 
 def _check_same_base(model: VarShareSAC, agent: VarShareSAC, axes: dict[str, Axes]) -> None:

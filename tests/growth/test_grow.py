@@ -347,6 +347,20 @@ def test_logger_noise_and_callbacks_stay_with_the_agent() -> None:
     assert model.action_noise().shape == (3, 1)
 
 
+@pytest.mark.parametrize("has_env", [True, False])
+def test_a_task_that_is_left_of_two_of_one_name_has_its_name_without_a_source(has_env: bool, tmp_path: Path) -> None:
+    specs = [TaskSpec("reach", source, lambda _: Reach(), 4, 2, 1) for source in ("one", "two")]
+    model = make_agent(make_multitask_env([*specs, TaskSpec("push", "one", lambda _: Reach(), 4, 2, 1)]), batch_size=48)
+    assert model.task_names == ["one/reach", "two/reach", "push"]
+    if not has_env:
+        model.save(tmp_path / "model")
+        model = VarShareSAC.load(tmp_path / "model", device="cpu")
+    before = outputs(model, [1, 2])
+    drop_task(model, "one/reach")
+    assert (model.task_names, model.full_names) == (["reach", "push"], ["two/reach", "one/push"])
+    assert_equal(before, outputs(model, [0, 1]))
+
+
 # Refusals
 
 
