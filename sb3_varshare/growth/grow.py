@@ -9,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_varshare.adapters.low_rank import LowRank
 from sb3_varshare.growth.rebuilding import TaskStart, build, ent_coef_axes, fill, go_on
 from sb3_varshare.growth.task_axes import (
     Axes,
@@ -91,7 +92,8 @@ def drop_task(model: VarShareSAC, name: str | int, *, env: VecEnv | None = None)
     :param name: of the task, or its index
     :param env: environments of the remaining tasks, as for :func:`add_task`
     :return: the agent
-    :raises ValueError: there is no such task, it is the only one, or the environments are not those of the others
+    :raises ValueError: there is no such task, it is the only one, the environments are not those of the others, or
+        the residuals of the others need the input that tells it
     """
     _refuse_distributed(model)
     gone = model.task_id(name)
@@ -102,6 +104,7 @@ def drop_task(model: VarShareSAC, name: str | int, *, env: VecEnv | None = None)
     if env is None and model.env is not None:
         env = shrunk_env(model.env, gone)
     agent, axes = _with_tasks(model, env, keep, "", None), task_axes(model)
+    _refuse_lost_factors(agent, model, gone)
     fill(agent, model, axes, keep)
     go_on(agent, model, axes, keep)
     return _become(model, agent, closes)
@@ -164,6 +167,23 @@ def _labels(model: VarShareSAC, keep: Keep, name: str) -> list[str]:
         short = label.rpartition("/")[2]
         labels.append(short if label in kept and alike[short] == 1 else label)
     return labels
+
+
+def _refuse_lost_factors(agent: VarShareSAC, model: VarShareSAC, gone: int) -> None:
+    """A layer has at most as many factors as inputs, and the one-hot of the task that goes is one of these."""
+    others = [task for task in range(model.n_tasks) if task != gone]
+    for network, old in ((agent.policy.actor, model.policy.actor), (agent.policy.critic.net, model.policy.critic.net)):
+        for (name, layer), known in zip(network.named_linears(), old.linears(), strict=True):
+            if not isinstance(layer.adapter, LowRank) or not isinstance(known.adapter, LowRank):
+                continue
+            left, needed = layer.adapter.v.shape[-2], known.adapter.v.shape[-2]
+            # A factor that came with a task which nobody has trained since is zero for the others.
+            if left < needed and known.adapter.factor.mu[..., others, :, gone - model.n_tasks].any():
+                raise ValueError(
+                    f"Without the input that tells this task, {name} has at most {left} factors, and the residuals of "
+                    f"the other tasks need {needed}. With task_input='one_hot' tasks can be dropped where rank is at "
+                    f"most the length of an observation ({model.policy.observation_size}), got rank={model.rank}."
+                )
 
 
 def _check_same_base(model: VarShareSAC, agent: VarShareSAC, axes: dict[str, Axes]) -> None:

@@ -364,6 +364,17 @@ def test_a_task_that_is_left_of_two_of_one_name_has_its_name_without_a_source(ha
 # Refusals
 
 
+def test_factors_that_the_other_tasks_need_are_not_lost() -> None:
+    """Two numbers, and a one-hot: of rank 8 the actor's first layer has as many factors as these are inputs."""
+    model = make_agent(adapter="low_rank", task_input="one_hot").learn(60)
+    before = tensors(model)
+    drop_task(add_task(model, "zero", make_reach(0.0)), "zero")
+    assert_equal(before, tensors(model))
+    with pytest.raises(ValueError, match=r"trunk\.linear_in has at most 3 factors, .* need 4.* \(2\), got rank=8"):
+        drop_task(model, "plus")
+    assert_equal(before, tensors(model))
+
+
 def test_what_cannot_be_done_leaves_the_agent_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_agent().learn(40)
     before, attributes = tensors(model), dict(vars(model))
