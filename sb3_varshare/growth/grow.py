@@ -116,6 +116,8 @@ def _refuse_distributed(model: VarShareSAC) -> None:
 
 
 def _refuse_known(model: VarShareSAC, name: str, spec: TaskSpec | None) -> None:
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"Expected the name of the new task, got {name!r}.")
     # A short name that two sources share would give an old task another label.
     known = {*model.task_names, *model.full_names, *(full.rpartition("/")[2] for full in model.full_names)}
     if name in known or (spec is not None and spec.full_name in known):

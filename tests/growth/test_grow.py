@@ -382,6 +382,8 @@ def test_what_cannot_be_done_leaves_the_agent_as_it_was(monkeypatch: pytest.Monk
     attempts: list[tuple[type[Exception], str, Any]] = [
         (ValueError, "has a task 'minus' already", lambda: add_task(model, "minus", make_reach())),
         (ValueError, "has a task 'custom/plus' already", lambda: add_task(model, "custom/plus", make_reach())),
+        (ValueError, "Expected the name of the new task, got ''", lambda: add_task(model, "", make_reach())),
+        (ValueError, "Expected the name of the new task, got 3", lambda: add_task(model, 3, make_reach())),
         (ValueError, "Expected make_env=", lambda: add_task(model, "zero")),
         (ValueError, "Expected a callable", lambda: add_task(model, "zero", Reach())),
         (ValueError, r"\['plus', 'minus', 'zero'\] in this order", lambda: add_task(model, "zero", env=other)),
