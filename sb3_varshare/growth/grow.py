@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch as th
@@ -22,9 +23,9 @@ from sb3_varshare.growth.task_axes import (
     task_axes,
 )
 from sb3_varshare.growth.task_envs import MakeTask, described, grown_env, new_task, shrunk_env
-from sb3_varshare.tasks.suite import TaskSpec, find_tasks
+from sb3_varshare.tasks.suite import TaskDescription, TaskSpec, find_tasks
 from sb3_varshare.varshare_sac import VarShareSAC
-from sb3_varshare.varshare_sac.arguments import ADAPTER_ARGUMENTS
+from sb3_varshare.varshare_sac.arguments import ADAPTER_ARGUMENTS, check_own_sizes, own_observation_sizes
 
 # What must be equal for the parts of one agent to mean the same in another.
 COMMON = ("adapter", "task_input", "v_min", "v_max", "n_steps", "gamma", "normalize_observations", "share_ent_coef")
@@ -141,6 +142,8 @@ def _with_tasks(model: VarShareSAC, env: VecEnv | None, keep: Keep, name: str, s
         )
     if tasks is not None and list(tasks.names) != names:
         raise ValueError(f"Expected environments of the tasks {names} in this order, got {list(tasks.names)}.")
+    if tasks is not None and env is not None:
+        _check_sizes(model, tasks, own_observation_sizes(tasks, env.observation_space), keep)
     if tasks is None:
         tasks = described(model, keep, spec)
         # Nobody may tell more of the new task than its name.
@@ -150,6 +153,18 @@ def _with_tasks(model: VarShareSAC, env: VecEnv | None, keep: Keep, name: str, s
     if env is None:
         changes |= {"observation_space": space, "n_envs": _number_of_envs(model, len(keep))}
     return build(model, env, tasks, keep, changes)
+
+
+def _check_sizes(model: VarShareSAC, tasks: TaskDescription, observation_sizes: Sequence[int], keep: Keep) -> None:
+    """Of tasks that the agent had before."""
+    pairs = [(here, there) for here, there in enumerate(keep) if there is not None]
+    known = {"actions": model.action_sizes, "observations": model.observation_sizes}
+    found = {"actions": tasks.action_sizes, "observations": observation_sizes}
+    check_own_sizes(
+        [model.task_names[there] for _, there in pairs],
+        {what: [sizes[there] for _, there in pairs] if sizes else [] for what, sizes in known.items()},
+        {what: [sizes[here] for here, _ in pairs] if sizes else [] for what, sizes in found.items()},
+    )
 
 
 def _number_of_envs(model: VarShareSAC, n_tasks: int) -> int:

@@ -19,7 +19,12 @@ from sb3_varshare.tasks.encoding import append_task
 from sb3_varshare.tasks.spaces import ActionBounds, to_bounds
 from sb3_varshare.tasks.suite import TaskDescription, find_tasks, nearest
 from sb3_varshare.varshare_sac import saving
-from sb3_varshare.varshare_sac.arguments import check_not_normalized, describe_tasks, own_observation_sizes
+from sb3_varshare.varshare_sac.arguments import (
+    check_not_normalized,
+    check_own_sizes,
+    describe_tasks,
+    own_observation_sizes,
+)
 from sb3_varshare.varshare_sac.collection import MultiTaskCollection
 from sb3_varshare.varshare_sac.diagnostics import residual_statistics
 from sb3_varshare.varshare_sac.policies import MultiTaskPolicy
@@ -310,17 +315,9 @@ class MultiTaskAlgorithm(MultiTaskCollection):
             )
         check_for_correct_spaces(wrapped, data["observation_space"], data["action_space"])
         if found is not None:
-            observation_sizes = own_observation_sizes(found, wrapped.observation_space)
-            for what, known, theirs in (
-                ("actions", data["action_sizes"], found.action_sizes),
-                ("observations", data.get("observation_sizes"), observation_sizes),
-            ):
-                # Padding makes the spaces equal, whatever the tasks themselves have.
-                if known and theirs and list(known) != list(theirs):
-                    raise ValueError(
-                        f"The model's tasks {data['task_names']} have {what} of {list(known)} numbers, those of the "
-                        f"environment of {list(theirs)}, in order."
-                    )
+            known = {"actions": data["action_sizes"], "observations": data.get("observation_sizes", [])}
+            sizes = own_observation_sizes(found, wrapped.observation_space)
+            check_own_sizes(data["task_names"], known, {"actions": found.action_sizes, "observations": sizes})
         return wrapped
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:

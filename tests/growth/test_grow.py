@@ -307,6 +307,19 @@ def test_environments_of_another_kind_are_given() -> None:
     assert model.task_names == ["task_0", "task_1"]
 
 
+def test_given_environments_have_the_old_tasks_as_they_were() -> None:
+    def make(**sizes: int) -> Any:
+        return make_multitask_env({name: make_reach(action_size=size) for name, size in sizes.items()})
+
+    model = make_agent(make(one=2, other=1))
+    smaller = dataclasses.replace(make_suite({"one": make_reach(action_size=1)}), padded_sizes=(2, 2))
+    with pytest.raises(ValueError, match=r"\['one', 'other'\] have actions of \[2, 1\] .* environment of \[1, 2\]"):
+        add_task(model, "new", env=make(one=1, other=2, new=2))
+    with pytest.raises(ValueError, match=r"\['one'\] have actions of \[2\] numbers, .* of \[1\]"):
+        drop_task(model, "other", env=make_multitask_env(smaller))
+    assert add_task(model, "new", env=make(one=2, other=1, new=1)).action_sizes == [2, 1, 1]
+
+
 def test_an_agent_of_one_plain_environment_becomes_one_of_many_tasks() -> None:
     model = make_agent(DummyVecEnv([make_reach(0.7)]), task_input="one_hot").learn(40)
     assert model.one_hot_size == 0
