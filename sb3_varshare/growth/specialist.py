@@ -108,7 +108,8 @@ def at_base(model: VarShareSAC, make_env: MakeTask, name: str | None, embedding:
     """
     spec = new_task(model, name, make_env)
     start = TaskStart(embedding, observation_size=spec.observation_size).checked()
-    return _single(model, spec, start, None, seed, {"base_frozen": True}, {})
+    # What acts for some episodes is not worth the minute of compiling.
+    return _single(model, spec, start, None, seed, {"base_frozen": True, "compile": False}, {})
 
 
 def _single(

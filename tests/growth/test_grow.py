@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_varshare import TaskSpec, VarShareSAC, evaluate_tasks, make_multitask_env
 from sb3_varshare.compression import prune
 from sb3_varshare.growth import add_task, drop_task, specialise
+from sb3_varshare.growth.specialist import at_base
 from sb3_varshare.networks.task_input import EmbeddingInput
 from sb3_varshare.tasks import make_suite
 from sb3_varshare.tasks.suite import find_tasks
@@ -372,6 +373,22 @@ def test_a_task_that_is_left_of_two_of_one_name_has_its_name_without_a_source(ha
     drop_task(model, "one/reach")
     assert (model.task_names, model.full_names) == (["reach", "push"], ["two/reach", "one/push"])
     assert_equal(before, outputs(model, [0, 1]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")  # PyTorch, compiling
+@th._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+def test_a_compiled_agent_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The default backend would build each graph with a C compiler; this one runs the traced operations as they are.
+    compile_module = th.nn.Module.compile
+    monkeypatch.setattr(th.nn.Module, "compile", lambda self: compile_module(self, backend="eager"))
+    th._dynamo.reset()
+    model = make_agent(compile=True, actor_depth=0, critic_depth=0).learn(24)
+    agent = specialise(model, make_reach(0.2), "new").learn(24)
+    assert not at_base(model, make_reach(0.2), "new", "random", None).compile
+    add_task(model, "new", make_reach(0.2), from_agent=agent)
+    updates = model._n_updates
+    model.learn(24, reset_num_timesteps=False)
+    assert model._n_updates > updates
 
 
 # Refusals
