@@ -48,10 +48,10 @@ def prune(
     """
     Drop the weights of the residuals that matter least, in place: of each task, positions and values of the rest stay.
 
-    Re-centres once before, and never again. The noise leaves with the spreads: what remains is a ``"deterministic"``
-    residual in the kept weights, and learning may go on in these and in the base. A pruned critic's target starts anew
-    from it, and an agent that explored by its posterior goes on with mean weights. Give one of ``threshold``,
-    ``keep_fraction`` and ``max_loss``.
+    Re-centres once before, and never again; not at all on a frozen base. The noise leaves with the spreads: what
+    remains is a ``"deterministic"`` residual in the kept weights, and learning may go on in these and in the base. A
+    pruned critic's target starts anew from it, and an agent that explored by its posterior goes on with mean weights.
+    Give one of ``threshold``, ``keep_fraction`` and ``max_loss``.
 
     :param model: the agent, with ``adapter="varshare"`` or ``"deterministic"``, pruned before or not
     :param threshold: weights that score less are dropped
@@ -74,10 +74,13 @@ def prune(
     _check_choices(score, scope, networks)
     _check_amount(threshold, keep_fraction, max_loss)
     chosen = _chosen_networks(model, networks, score)
+    if refit_base and model.base_frozen:
+        raise ValueError("refit_base=True moves the base, but this agent stands on a frozen one; leave it out.")
     judge = _judge(model, env, n_episodes, random_returns, max_loss, chosen)
     before = agent_bytes(model, chosen.values())
-    for network in chosen.values():
-        network.recenter()
+    if not model.base_frozen:
+        for network in chosen.values():
+            network.recenter()
     rankings = {name: Ranking(network, score, scope, refit_base) for name, network in chosen.items()}
     candidates: tuple[Candidate, ...] = ()
     if judge is not None and max_loss is not None:

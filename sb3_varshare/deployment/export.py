@@ -57,6 +57,8 @@ def export_policy(
         parameter is not finite
     """
     folder = Path(folder)
+    if isinstance(tasks, str | int):
+        raise ValueError(f"tasks must be a list of names or indices, got {tasks!r}; write tasks=[{tasks!r}].")
     task_ids = list(dict.fromkeys(model.task_id(task) for task in (model.task_names if tasks is None else tasks)))
     facts = policy_facts(model)
     base = model_base(model, facts.difference)

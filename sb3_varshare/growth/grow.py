@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_varshare.adapters.low_rank import LowRank
 from sb3_varshare.growth.rebuilding import TaskStart, build, ent_coef_axes, fill, go_on
 from sb3_varshare.growth.task_axes import (
     Axes,
@@ -20,9 +23,9 @@ from sb3_varshare.growth.task_axes import (
     task_axes,
 )
 from sb3_varshare.growth.task_envs import MakeTask, described, grown_env, new_task, shrunk_env
-from sb3_varshare.tasks.suite import TaskSpec, find_tasks
+from sb3_varshare.tasks.suite import TaskDescription, TaskSpec, find_tasks
 from sb3_varshare.varshare_sac import VarShareSAC
-from sb3_varshare.varshare_sac.arguments import ADAPTER_ARGUMENTS
+from sb3_varshare.varshare_sac.arguments import ADAPTER_ARGUMENTS, check_own_sizes, own_observation_sizes
 
 # What must be equal for the parts of one agent to mean the same in another.
 COMMON = ("adapter", "task_input", "v_min", "v_max", "n_steps", "gamma", "normalize_observations", "share_ent_coef")
@@ -90,7 +93,8 @@ def drop_task(model: VarShareSAC, name: str | int, *, env: VecEnv | None = None)
     :param name: of the task, or its index
     :param env: environments of the remaining tasks, as for :func:`add_task`
     :return: the agent
-    :raises ValueError: there is no such task, it is the only one, or the environments are not those of the others
+    :raises ValueError: there is no such task, it is the only one, the environments are not those of the others, or
+        the residuals of the others need the input that tells it
     """
     _refuse_distributed(model)
     gone = model.task_id(name)
@@ -101,6 +105,7 @@ def drop_task(model: VarShareSAC, name: str | int, *, env: VecEnv | None = None)
     if env is None and model.env is not None:
         env = shrunk_env(model.env, gone)
     agent, axes = _with_tasks(model, env, keep, "", None), task_axes(model)
+    _refuse_lost_factors(agent, model, gone)
     fill(agent, model, axes, keep)
     go_on(agent, model, axes, keep)
     return _become(model, agent, closes)
@@ -112,6 +117,8 @@ def _refuse_distributed(model: VarShareSAC) -> None:
 
 
 def _refuse_known(model: VarShareSAC, name: str, spec: TaskSpec | None) -> None:
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"Expected the name of the new task, got {name!r}.")
     # A short name that two sources share would give an old task another label.
     known = {*model.task_names, *model.full_names, *(full.rpartition("/")[2] for full in model.full_names)}
     if name in known or (spec is not None and spec.full_name in known):
@@ -119,7 +126,7 @@ def _refuse_known(model: VarShareSAC, name: str, spec: TaskSpec | None) -> None:
 
 
 def _with_tasks(model: VarShareSAC, env: VecEnv | None, keep: Keep, name: str, spec: TaskSpec | None) -> VarShareSAC:
-    names = [name if task is None else model.task_names[task] for task in keep]
+    names = _labels(model, keep, name)
     one_hot_size = len(keep)
     assert isinstance(model.observation_space, spaces.Box)
     space = resized(model.observation_space, model.one_hot_size, one_hot_size)
@@ -135,14 +142,65 @@ def _with_tasks(model: VarShareSAC, env: VecEnv | None, keep: Keep, name: str, s
         )
     if tasks is not None and list(tasks.names) != names:
         raise ValueError(f"Expected environments of the tasks {names} in this order, got {list(tasks.names)}.")
+    if tasks is not None and env is not None:
+        _check_sizes(model, tasks, own_observation_sizes(tasks, env.observation_space), keep)
     if tasks is None:
         tasks = described(model, keep, spec)
-        if len(tasks.names) < len(names):
-            # Nobody tells more of the new task than its name.
-            size = int(model.action_space.shape[0])  # type: ignore[index]
-            tasks = tasks._replace(names=tuple(names), action_sizes=(*tasks.action_sizes, size))
+        # Nobody may tell more of the new task than its name.
+        sizes = [int(model.action_space.shape[0])] * (len(names) - len(tasks.names))  # type: ignore[index]
+        tasks = tasks._replace(names=tuple(names), action_sizes=(*tasks.action_sizes, *sizes))
     changes: dict[str, Any] = {"one_hot_size": one_hot_size}
-    return build(model, env, tasks, keep, changes if env is not None else {**changes, "observation_space": space})
+    if env is None:
+        changes |= {"observation_space": space, "n_envs": _number_of_envs(model, len(keep))}
+    return build(model, env, tasks, keep, changes)
+
+
+def _check_sizes(model: VarShareSAC, tasks: TaskDescription, observation_sizes: Sequence[int], keep: Keep) -> None:
+    """Of tasks that the agent had before."""
+    pairs = [(here, there) for here, there in enumerate(keep) if there is not None]
+    known = {"actions": model.action_sizes, "observations": model.observation_sizes}
+    found = {"actions": tasks.action_sizes, "observations": observation_sizes}
+    check_own_sizes(
+        [model.task_names[there] for _, there in pairs],
+        {what: [sizes[there] for _, there in pairs] if sizes else [] for what, sizes in known.items()},
+        {what: [sizes[here] for here, _ in pairs] if sizes else [] for what, sizes in found.items()},
+    )
+
+
+def _number_of_envs(model: VarShareSAC, n_tasks: int) -> int:
+    """Of an agent without environments, how many it is to be given: each task with as many copies as before."""
+    if model.n_envs < model.n_tasks:
+        return model.n_envs
+    return model.n_envs + (n_tasks - model.n_tasks) * round(model.n_envs / model.n_tasks)
+
+
+def _labels(model: VarShareSAC, keep: Keep, name: str) -> list[str]:
+    """Names of the new agent's tasks: one that had its source before it, since two were named alike, may be alone."""
+    kept = [model.full_names[task] for task in keep if task is not None] if model.full_names else []
+    alike = Counter(full.rpartition("/")[2] for full in kept)
+    labels = []
+    for task in keep:
+        label = name if task is None else model.task_names[task]
+        short = label.rpartition("/")[2]
+        labels.append(short if label in kept and alike[short] == 1 else label)
+    return labels
+
+
+def _refuse_lost_factors(agent: VarShareSAC, model: VarShareSAC, gone: int) -> None:
+    """A layer has at most as many factors as inputs, and the one-hot of the task that goes is one of these."""
+    others = [task for task in range(model.n_tasks) if task != gone]
+    for network, old in ((agent.policy.actor, model.policy.actor), (agent.policy.critic.net, model.policy.critic.net)):
+        for (name, layer), known in zip(network.named_linears(), old.linears(), strict=True):
+            if not isinstance(layer.adapter, LowRank) or not isinstance(known.adapter, LowRank):
+                continue
+            left, needed = layer.adapter.v.shape[-2], known.adapter.v.shape[-2]
+            # A factor that came with a task which nobody has trained since is zero for the others.
+            if left < needed and known.adapter.factor.mu[..., others, :, gone - model.n_tasks].any():
+                raise ValueError(
+                    f"Without the input that tells this task, {name} has at most {left} factors, and the residuals of "
+                    f"the other tasks need {needed}. With task_input='one_hot' tasks can be dropped where rank is at "
+                    f"most the length of an observation ({model.policy.observation_size}), got rank={model.rank}."
+                )
 
 
 def _check_same_base(model: VarShareSAC, agent: VarShareSAC, axes: dict[str, Axes]) -> None:

@@ -95,6 +95,9 @@ def build(
             "have room, save the agent, load it with device='cpu', change its tasks, save it, and load it here again."
         ) from error
     agent.seed = seed
+    if agent.compile:
+        # The graphs of before count towards those after which PyTorch compiles no more.
+        th.compiler.reset()
     return agent
 
 

@@ -15,6 +15,7 @@ from sb3_varshare.varshare_sac import VarShareSAC
 BEGINNING: dict[str, Any] = {
     "num_timesteps": 0,
     "_episode_num": 0,
+    "_n_updates": 0,
     "_total_timesteps": 0,
     "_num_timesteps_at_start": 0,
     "ep_info_buffer": None,
@@ -107,7 +108,8 @@ def at_base(model: VarShareSAC, make_env: MakeTask, name: str | None, embedding:
     """
     spec = new_task(model, name, make_env)
     start = TaskStart(embedding, observation_size=spec.observation_size).checked()
-    return _single(model, spec, start, None, seed, {"base_frozen": True}, {})
+    # What acts for some episodes is not worth the minute of compiling.
+    return _single(model, spec, start, None, seed, {"base_frozen": True, "compile": False}, {})
 
 
 def _single(

@@ -62,7 +62,7 @@ def zero_shot(
     :param name: of the task; by default the spec's, or ``new``
     :param embedding: where an embedding tells the task, it is ``"random"`` or the ``"mean"`` of the others
     :param deterministic: act with the mean of the policy
-    :param seed: of the env, and of a random embedding
+    :param seed: of the env, of a random embedding, and of actions that are drawn
     :return: the episodes
     :raises ValueError: the tasks share nothing that could act, or the task is larger than the networks allow
     """
@@ -73,11 +73,11 @@ def zero_shot(
         if seed is not None:
             th.manual_seed(seed)
         agent = at_base(model, make_env, name, embedding, seed)
-    assert agent.env is not None
-    try:
-        return evaluate_tasks(agent, agent.env, n_episodes, deterministic)
-    finally:
-        agent.env.close()
+        assert agent.env is not None
+        try:
+            return evaluate_tasks(agent, agent.env, n_episodes, deterministic)
+        finally:
+            agent.env.close()
 
 
 def few_shot(

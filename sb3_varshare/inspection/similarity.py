@@ -145,8 +145,9 @@ def replay_observations(model: VarShareSAC, n_observations: int = 512, seed: int
     :raises RuntimeError: a task has no transition in the replay
     """
     per_task = -(-n_observations // model.n_tasks)
-    device = model.replay_buffer.device
-    with th.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    # Seeding is of all devices, and the replay need not live where the networks do.
+    devices = [device for device in (model.replay_buffer.device, model.device) if device.type == "cuda"]
+    with th.random.fork_rng(devices=devices):
         th.manual_seed(seed)
         batch = model.replay_buffer.sample(per_task * model.n_tasks)
     found: np.ndarray = batch.observations.flatten(0, 1).cpu().numpy()

@@ -127,7 +127,7 @@ def _posterior_values(
 
 
 def _rows(model: VarShareSAC, observations: np.ndarray, size: int) -> th.Tensor:
-    if np.ndim(observations) != 2 or np.shape(observations)[1] != size:
+    if np.ndim(observations) != 2 or not len(observations) or np.shape(observations)[1] != size:
         raise ValueError(f"Expected observations (N, {size}) without a one-hot, got {np.shape(observations)}.")
     return th.as_tensor(np.asarray(observations), dtype=th.float32, device=model.device)
 

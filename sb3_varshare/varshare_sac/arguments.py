@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,6 +137,23 @@ def own_observation_sizes(description: TaskDescription, space: spaces.Space) -> 
     """
     padded = description.observation_size + len(description.names)
     return list(description.observation_sizes) if space.shape == (padded,) else []
+
+
+def check_own_sizes(names: Sequence[str], known: dict[str, Sequence[int]], found: dict[str, Sequence[int]]) -> None:
+    """
+    Padding makes the spaces equal, whatever the tasks themselves have.
+
+    :param names: of the tasks
+    :param known: ``"actions"`` and ``"observations"``, lengths in each task of a model; empty where it knows none
+    :param found: the same of an environment of these tasks
+    :raises ValueError: they differ
+    """
+    for what, sizes in known.items():
+        if sizes and found[what] and list(sizes) != list(found[what]):
+            raise ValueError(
+                f"The model's tasks {list(names)} have {what} of {list(sizes)} numbers, those of the environment of "
+                f"{list(found[what])}, in order."
+            )
 
 
 def count_tasks(env: Any, n_tasks: int | None) -> int:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.save_util import save_to_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
@@ -18,7 +19,12 @@ from sb3_varshare.tasks.encoding import append_task
 from sb3_varshare.tasks.spaces import ActionBounds, to_bounds
 from sb3_varshare.tasks.suite import TaskDescription, find_tasks, nearest
 from sb3_varshare.varshare_sac import saving
-from sb3_varshare.varshare_sac.arguments import check_not_normalized, describe_tasks, own_observation_sizes
+from sb3_varshare.varshare_sac.arguments import (
+    check_not_normalized,
+    check_own_sizes,
+    describe_tasks,
+    own_observation_sizes,
+)
 from sb3_varshare.varshare_sac.collection import MultiTaskCollection
 from sb3_varshare.varshare_sac.diagnostics import residual_statistics
 from sb3_varshare.varshare_sac.policies import MultiTaskPolicy
@@ -219,16 +225,23 @@ class MultiTaskAlgorithm(MultiTaskCollection):
 
         :param path: the file
         :param truncate_last_traj: without effect, as in SB3 for all buffers but that of HER
-        :raises ValueError: it holds transitions of other tasks or spaces
+        :raises ValueError: it holds no replay, or transitions of other tasks or spaces
         """
         expected, device = self.replay_buffer, self.replay_buffer.device
-        super().load_replay_buffer(path, truncate_last_traj)
-        found, self.replay_buffer = self.replay_buffer, expected
+        try:
+            super().load_replay_buffer(path, truncate_last_traj)
+            found = self.replay_buffer
+        except AssertionError as error:
+            raise ValueError(f"{path} holds no replay buffer.") from error
+        finally:
+            self.replay_buffer = expected
         for name in ("n_tasks", "one_hot_size", "observation_space", "action_space", "n_steps", "gamma"):
             ours, theirs = getattr(expected, name), getattr(found, name, None)
             if ours != theirs:
                 raise ValueError(f"The replay in the file has {name} {theirs}, the agent has {ours}.")
         found.device = device
+        # What the environments of the file had begun does not go on in those of the agent.
+        found.forget_open_episodes()
         self.replay_buffer = found
 
     @classmethod
@@ -266,6 +279,10 @@ class MultiTaskAlgorithm(MultiTaskCollection):
             data["n_envs"] = env.num_envs  # type: ignore[union-attr]
             if force_reset:
                 data["_last_obs"] = None
+        noise = data.get("action_noise")
+        if isinstance(noise, VectorizedActionNoise) and noise.n_envs != data["n_envs"]:
+            # SB3 makes one for each environment anew, but not of one that is made already.
+            data["action_noise"] = noise.base_noise
         cls._complete(data, env)
         policy = data.pop("policy_class")
         model = cls(policy, env, device=device, _init_setup_model=False)  # type: ignore[arg-type]
@@ -297,6 +314,10 @@ class MultiTaskAlgorithm(MultiTaskCollection):
                 f"The model knows the tasks {data['task_names']}, the environment has {list(found.names)}, in order."
             )
         check_for_correct_spaces(wrapped, data["observation_space"], data["action_space"])
+        if found is not None:
+            known = {"actions": data["action_sizes"], "observations": data.get("observation_sizes", [])}
+            sizes = own_observation_sizes(found, wrapped.observation_space)
+            check_own_sizes(data["task_names"], known, {"actions": found.action_sizes, "observations": sizes})
         return wrapped
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:

@@ -124,6 +124,13 @@ def test_tasks_are_added_to_their_base(tmp_path: Path) -> None:
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.parametrize("tasks", ["two", 0])
+def test_a_name_is_no_list_of_names(tasks: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"tasks must be a list .* write tasks=\[{tasks!r}\]"):
+        export_policy(make_agent(), tmp_path / "policy", tasks=tasks)
+    assert not (tmp_path / "policy").exists()
+
+
 def test_changed_tasks_are_replaced_only_when_asked(tmp_path: Path) -> None:
     model, folder = make_agent("full"), export_policy(make_agent("full"), tmp_path / "policy")
     # Renamed by hand: the new one shall not stand beside it.

@@ -21,6 +21,15 @@ def test_zero_shot_moves_nothing(kwargs: dict[str, Any]) -> None:
     assert first.episodes == zero_shot(model, make_reach(0.2), 3, name="new", seed=1).episodes
 
 
+def test_drawn_actions_of_zero_shot_are_those_of_the_seed() -> None:
+    model, random = make_agent(), th.get_rng_state()
+    first = zero_shot(model, make_reach(0.2), 3, deterministic=False, seed=1)
+    assert th.equal(random, th.get_rng_state())
+    th.rand(1)
+    assert first.episodes == zero_shot(model, make_reach(0.2), 3, deterministic=False, seed=1).episodes
+    assert first.episodes != zero_shot(model, make_reach(0.2), 3, seed=1).episodes
+
+
 def test_zero_shot_plays_as_the_base_of_the_large_agent() -> None:
     model = make_agent(make_multitask_env({"plus": make_reach(0.7), "minus": make_reach(-0.7)}, seed=3)).learn(60)
     expected = evaluate_tasks(model, model.env, 4, base=True).returns()["plus"].mean

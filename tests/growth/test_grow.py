@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_varshare import TaskSpec, VarShareSAC, evaluate_tasks, make_multitask_env
 from sb3_varshare.compression import prune
 from sb3_varshare.growth import add_task, drop_task, specialise
+from sb3_varshare.growth.specialist import at_base
 from sb3_varshare.networks.task_input import EmbeddingInput
 from sb3_varshare.tasks import make_suite
 from sb3_varshare.tasks.suite import find_tasks
@@ -247,7 +248,11 @@ def test_an_agent_without_environments_stays_without(tmp_path: Path) -> None:
         assert saving.encode(getattr(loaded, name)) == saving.encode(getattr(model, name)), name
     action, _ = loaded.predict_task(np.zeros(2), "zero")
     assert action.shape == (1,)
-    drop_task(drop_task(loaded, "zero"), "minus")
+    assert loaded.n_envs == model.n_envs == 3
+    loaded.set_env(make_multitask_env({"plus": Reach, "minus": Reach, "zero": Reach}))
+    loaded = VarShareSAC.load(tmp_path / "model", device="cpu")
+    drop_task(drop_task(add_task(loaded, "zero", make_reach(0.0)), "zero"), "minus")
+    assert loaded.n_envs == 1
     assert loaded.task_names == ["plus"] and loaded.predict_task(np.zeros(2), "plus")[0].shape == (1,)
 
 
@@ -303,6 +308,19 @@ def test_environments_of_another_kind_are_given() -> None:
     assert model.task_names == ["task_0", "task_1"]
 
 
+def test_given_environments_have_the_old_tasks_as_they_were() -> None:
+    def make(**sizes: int) -> Any:
+        return make_multitask_env({name: make_reach(action_size=size) for name, size in sizes.items()})
+
+    model = make_agent(make(one=2, other=1))
+    smaller = dataclasses.replace(make_suite({"one": make_reach(action_size=1)}), padded_sizes=(2, 2))
+    with pytest.raises(ValueError, match=r"\['one', 'other'\] have actions of \[2, 1\] .* environment of \[1, 2\]"):
+        add_task(model, "new", env=make(one=1, other=2, new=2))
+    with pytest.raises(ValueError, match=r"\['one'\] have actions of \[2\] numbers, .* of \[1\]"):
+        drop_task(model, "other", env=make_multitask_env(smaller))
+    assert add_task(model, "new", env=make(one=2, other=1, new=1)).action_sizes == [2, 1, 1]
+
+
 def test_an_agent_of_one_plain_environment_becomes_one_of_many_tasks() -> None:
     model = make_agent(DummyVecEnv([make_reach(0.7)]), task_input="one_hot").learn(40)
     assert model.one_hot_size == 0
@@ -343,7 +361,48 @@ def test_logger_noise_and_callbacks_stay_with_the_agent() -> None:
     assert model.action_noise().shape == (3, 1)
 
 
+@pytest.mark.parametrize("has_env", [True, False])
+def test_a_task_that_is_left_of_two_of_one_name_has_its_name_without_a_source(has_env: bool, tmp_path: Path) -> None:
+    specs = [TaskSpec("reach", source, lambda _: Reach(), 4, 2, 1) for source in ("one", "two")]
+    model = make_agent(make_multitask_env([*specs, TaskSpec("push", "one", lambda _: Reach(), 4, 2, 1)]), batch_size=48)
+    assert model.task_names == ["one/reach", "two/reach", "push"]
+    if not has_env:
+        model.save(tmp_path / "model")
+        model = VarShareSAC.load(tmp_path / "model", device="cpu")
+    before = outputs(model, [1, 2])
+    drop_task(model, "one/reach")
+    assert (model.task_names, model.full_names) == (["reach", "push"], ["two/reach", "one/push"])
+    assert_equal(before, outputs(model, [0, 1]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")  # PyTorch, compiling
+@th._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+def test_a_compiled_agent_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The default backend would build each graph with a C compiler; this one runs the traced operations as they are.
+    compile_module = th.nn.Module.compile
+    monkeypatch.setattr(th.nn.Module, "compile", lambda self: compile_module(self, backend="eager"))
+    th._dynamo.reset()
+    model = make_agent(compile=True, actor_depth=0, critic_depth=0).learn(24)
+    agent = specialise(model, make_reach(0.2), "new").learn(24)
+    assert not at_base(model, make_reach(0.2), "new", "random", None).compile
+    add_task(model, "new", make_reach(0.2), from_agent=agent)
+    updates = model._n_updates
+    model.learn(24, reset_num_timesteps=False)
+    assert model._n_updates > updates
+
+
 # Refusals
+
+
+def test_factors_that_the_other_tasks_need_are_not_lost() -> None:
+    """Two numbers, and a one-hot: of rank 8 the actor's first layer has as many factors as these are inputs."""
+    model = make_agent(adapter="low_rank", task_input="one_hot").learn(60)
+    before = tensors(model)
+    drop_task(add_task(model, "zero", make_reach(0.0)), "zero")
+    assert_equal(before, tensors(model))
+    with pytest.raises(ValueError, match=r"trunk\.linear_in has at most 3 factors, .* need 4.* \(2\), got rank=8"):
+        drop_task(model, "plus")
+    assert_equal(before, tensors(model))
 
 
 def test_what_cannot_be_done_leaves_the_agent_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,6 +412,8 @@ def test_what_cannot_be_done_leaves_the_agent_as_it_was(monkeypatch: pytest.Monk
     attempts: list[tuple[type[Exception], str, Any]] = [
         (ValueError, "has a task 'minus' already", lambda: add_task(model, "minus", make_reach())),
         (ValueError, "has a task 'custom/plus' already", lambda: add_task(model, "custom/plus", make_reach())),
+        (ValueError, "Expected the name of the new task, got ''", lambda: add_task(model, "", make_reach())),
+        (ValueError, "Expected the name of the new task, got 3", lambda: add_task(model, 3, make_reach())),
         (ValueError, "Expected make_env=", lambda: add_task(model, "zero")),
         (ValueError, "Expected a callable", lambda: add_task(model, "zero", Reach())),
         (ValueError, r"\['plus', 'minus', 'zero'\] in this order", lambda: add_task(model, "zero", env=other)),

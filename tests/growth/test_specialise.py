@@ -7,7 +7,7 @@ import pytest
 import torch as th
 from growing import AGENTS, agent_name, assert_equal, make_agent, make_env, make_reach, outputs, tensors
 
-from sb3_varshare import VarShareSAC, make_multitask_env
+from sb3_varshare import VarShareSAC, export_policy, load_policy, make_multitask_env, prune
 from sb3_varshare.growth import add_task, drop_task, single_task_env, specialise
 from sb3_varshare.growth.task_axes import is_own, task_axes
 from sb3_varshare.tasks import make_suite
@@ -36,6 +36,7 @@ def test_it_starts_at_the_base_and_leaves_the_large_agent_alone(kwargs: dict[str
         assert th.equal(random, th.get_rng_state())
     assert_equal(before, tensors(model))
     assert (agent.task_names, agent.n_tasks, agent.batch_size, agent.num_timesteps) == (["new"], 1, 16, 0)
+    assert agent._n_updates == 0 < model._n_updates
     assert agent.policy.critic.net.kl_divergence().item() == pytest.approx(0.0, abs=1e-4)
     if kwargs["adapter"] == "independent":
         return
@@ -110,6 +111,25 @@ def test_the_base_stays_frozen_through_a_file(tmp_path: Path) -> None:
     loaded.learn(60)
     assert_equal(shared(agent), shared(loaded))
     assert add_task(model, "new", make_reach(0.2), from_agent=loaded).n_tasks == 3
+
+
+def test_pruning_leaves_a_frozen_base_as_it_is(tmp_path: Path) -> None:
+    model = make_agent(**MOVING).learn(60)
+    export_policy(model, tmp_path / "policy")
+    agent = specialise(model, make_reach(0.2), "new").learn(60)
+    base = [layer.theta.detach().clone() for layer in agent.policy.actor.linears()]
+    with pytest.raises(ValueError, match="refit_base=True moves the base"):
+        prune(agent, keep_fraction=0.5, refit_base=True)
+    report = prune(agent, keep_fraction=0.5)
+    for name in ("actor", "critic"):
+        assert 0 < report.kept(name) <= round(0.5 * report.total(name))
+    values = [mu.detach().clone() for mu in agent.policy.actor.means()]
+    agent.learn(40)
+    assert all(th.equal(old, layer.theta) for old, layer in zip(base, agent.policy.actor.linears(), strict=True))
+    assert not all(th.equal(old, new) for old, new in zip(values, agent.policy.actor.means(), strict=True))
+    # Its base is still that of the others, beside which its file can stand.
+    export_policy(agent, tmp_path / "policy")
+    assert set(load_policy(tmp_path / "policy").task_names) == {"plus", "minus", "new"}
 
 
 @pytest.mark.parametrize("kwargs", [*WITH_RESIDUAL, {"adapter": "independent"}], ids=agent_name)

@@ -1,6 +1,7 @@
 """Distances and cosines between tasks: by hand, and what they must not depend on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -216,6 +217,22 @@ def test_the_replay_gives_every_task_equally_and_disturbs_nothing(agent: Agent) 
     assert set(observations[:, 0]) <= {0.0, 0.25, 0.5, 0.75}
     np.testing.assert_array_equal(observations, replay_observations(model, 10))
     assert not np.array_equal(observations, replay_observations(model, 10, seed=1))
+
+
+def test_the_generators_of_all_devices_are_left_alone(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeding seeds those of the networks' GPU too, from which training draws, wherever the replay lives."""
+    model, kept = agent(), []
+    model.learn(90)
+
+    @contextmanager
+    def fork_rng(devices: list[th.device]) -> Iterator[None]:
+        kept.extend(devices)
+        yield
+
+    monkeypatch.setattr(th.random, "fork_rng", fork_rng)
+    model.device = th.device("cuda", 0)
+    replay_observations(model, 12)
+    assert kept == [th.device("cuda", 0)]
 
 
 # Clusters

@@ -196,6 +196,7 @@ def test_equal_seeds_draw_equally_and_disturb_nothing(scattered: Agent) -> None:
         ({"n_samples": 1}, "n_samples must be at least 2 for a spread, got 1"),
         ({"observations": np.zeros((4, 5))}, r"Expected observations \(N, 2\) without a one-hot, got \(4, 5\)"),
         ({"observations": np.zeros(2)}, r"Expected observations \(N, 2\)"),
+        ({"observations": np.zeros((0, 2))}, r"Expected observations \(N, 2\) without a one-hot, got \(0, 2\)"),
         ({"actions": np.zeros((3, 1))}, r"Expected actions \(6, 1\), got \(3, 1\)"),
         ({"actions": np.zeros((6, 4))}, r"Expected actions \(6, 1\), got \(6, 4\)"),
     ],

@@ -163,6 +163,28 @@ def test_another_environment_must_have_the_same_tasks(
     assert model.learn(20).num_timesteps == 20
 
 
+@pytest.mark.parametrize("what", ["action", "observation"])
+def test_the_tasks_of_another_environment_must_have_their_own_sizes(
+    tiny_agent: TinyAgent, single_target_env: type, tmp_path: Path, what: str
+) -> None:
+    """Padded to the longest, the spaces are equal."""
+
+    def make(*sizes: int) -> Any:
+        tasks = zip(("one", "other"), sizes, strict=True)
+        return make_multitask_env(
+            {name: lambda size=size: single_target_env(**{f"{what}_size": size}) for name, size in tasks}
+        )
+
+    model = tiny_agent(make(3, 2))
+    model.save(tmp_path / "model")
+    message = rf"\['one', 'other'\] have {what}s of \[3, 2\] numbers, those of the environment of \[2, 3\], in order"
+    with pytest.raises(ValueError, match=message):
+        model.set_env(make(2, 3))
+    with pytest.raises(ValueError, match=message):
+        VarShareSAC.load(tmp_path / "model", make(2, 3))
+    model.set_env(make(3, 2))
+
+
 # Numbers that are none
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import SAC
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_varshare import VarShareSAC
@@ -172,6 +173,17 @@ def test_the_number_of_environments_may_change(model_file: Path, target_env: Tar
     loaded = VarShareSAC.load(model_file, env=target_env(n_envs=n_envs), device="cpu")
     loaded.learn(40, reset_num_timesteps=False)
     assert loaded.n_envs == n_envs and loaded.replay_buffer.size() == 40
+
+
+def test_noise_is_made_for_another_number_of_environments(
+    tiny_agent: TinyAgent, target_env: TargetEnvs, tmp_path: Path
+) -> None:
+    model = tiny_agent(action_noise=NormalActionNoise(np.zeros(1), np.ones(1))).learn(20)
+    model.save(tmp_path / "model")
+    for n_envs, shape in ((1, (1,)), (2, (2, 1)), (4, (4, 1))):
+        loaded = VarShareSAC.load(tmp_path / "model", env=target_env(n_envs=n_envs), device="cpu", trusted=True)
+        loaded.learn(20, reset_num_timesteps=False)
+        assert loaded.action_noise().shape == shape  # type: ignore[misc]
 
 
 def test_learning_can_go_on_in_the_middle_of_an_episode(model_file: Path, target_env: TargetEnvs) -> None:
@@ -450,6 +462,27 @@ def test_a_loaded_replay_goes_where_the_agent_wants_it(trained: Any, tiny_agent:
     elsewhere = tiny_agent(replay_device="meta")
     elsewhere.load_replay_buffer(tmp_path / "replay")
     assert elsewhere.replay_buffer.device == th.device("meta")
+
+
+def test_episodes_that_a_file_left_open_do_not_go_on_in_other_environments(
+    tiny_agent: TinyAgent, tmp_path: Path
+) -> None:
+    tiny_agent(n_steps=3, learning_starts=100).learn(12).save_replay_buffer(tmp_path / "replay")
+    model = tiny_agent(n_steps=3, learning_starts=100).learn(10)
+    assert model.replay_buffer._open.tolist() == [1, 1]
+    model.load_replay_buffer(tmp_path / "replay")
+    model.learn(2, reset_num_timesteps=False)
+    # The one step since then; with the two of the file it would be three, and a row of both.
+    assert model.replay_buffer._open.tolist() == [1, 1]
+
+
+def test_what_is_no_replay_is_refused(tiny_agent: TinyAgent, tmp_path: Path) -> None:
+    model = tiny_agent()
+    replay = model.replay_buffer
+    (tmp_path / "other.pkl").write_bytes(pickle.dumps({"no": "replay"}))
+    with pytest.raises(ValueError, match=r"other\.pkl holds no replay buffer"):
+        model.load_replay_buffer(tmp_path / "other.pkl")
+    assert model.replay_buffer is replay
 
 
 def test_a_replay_of_other_tasks_is_refused(tiny_agent: TinyAgent, target_env: TargetEnvs, tmp_path: Path) -> None:
