@@ -18,7 +18,7 @@ import pandas as pd
 import tyro
 from declaration import GRIDS
 from figures import draw_curves, draw_intervals
-from scores import iqm, iqm_difference, mean, mean_difference, score_matrix, with_scores
+from scores import iqm, mean, mean_difference, score_matrix, with_scores
 from store import read
 from unit import REPOSITORY
 
@@ -67,40 +67,45 @@ def ordered_contenders(rows: pd.DataFrame) -> list[str]:
 
 def score_table(rows: pd.DataFrame) -> pd.DataFrame:
     """
-    A row per contender: IQM and mean, their differences to the first one of the same steps, worst seed, worst run of a
-    task.
+    A row per contender: IQM and mean at the end, the mean of all evaluations, which says who learned sooner, what these
+    means are above those of the first contender of the same steps, worst seed and worst run of a task at the end.
 
-    :param rows: of one suite at the end
+    :param rows: of one suite
     """
     first = GRIDS[rows["grid"].iloc[0]].arms[0].name
     table = []
     for contender in ordered_contenders(rows):
         own = rows[rows["contender"] == contender]
-        matrix = score_matrix(own)
-        base = rows[(rows["agent"] == first) & (rows["steps"] == own["steps"].iloc[0])]
-        alone = own["agent"].iloc[0] == first or base.empty
-        diverged = own[own["status"] == "diverged"]["seed"].nunique()
+        last = own[own["step"] == own["steps"]]
+        matrix = score_matrix(last)
+        diverged = last[last["status"] == "diverged"]["seed"].nunique()
         table.append(
             {
                 "": contender,
                 "IQM of scores": str(iqm(matrix)),
-                f"IQM minus {first}": "" if alone else str(iqm_difference(matrix, score_matrix(base))),
-                "mean of scores": str(mean(matrix)),
-                f"mean minus {first}": "" if alone else str(mean_difference(matrix, score_matrix(base))),
+                **_mean_cells(rows[rows["step"] == rows["steps"]], last, first, "mean"),
+                **_mean_cells(rows, own, first, "all evaluations"),
                 "worst seed": f"{matrix.mean(1).min():.2f}",
                 "worst task and seed": f"{matrix.min():.2f}",
                 "seeds": f"{len(matrix)}" + (f", {diverged} diverged" if diverged else ""),
-                "seconds": f"{own['seconds'].mean():.0f}",
+                "seconds": f"{last['seconds'].mean():.0f}",
             }
         )
     return pd.DataFrame(table)
+
+
+def _mean_cells(rows: pd.DataFrame, own: pd.DataFrame, first: str, label: str) -> dict[str, str]:
+    matrix, base = score_matrix(own), rows[(rows["agent"] == first) & (rows["steps"] == own["steps"].iloc[0])]
+    alone = own["agent"].iloc[0] == first or base.empty
+    difference = "" if alone else str(mean_difference(matrix, score_matrix(base)))
+    return {label: str(mean(matrix)), f"{label}, minus {first}": difference}
 
 
 def factor_table(rows: pd.DataFrame) -> pd.DataFrame:
     """
     The same by factor: every level in order, the base's own too.
 
-    :param rows: of one suite at the end
+    :param rows: of one suite
     """
     table, grid = score_table(rows).set_index(""), GRIDS[rows["grid"].iloc[0]]
     found = []
@@ -168,7 +173,7 @@ def suite_tables(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     :return: kind and table
     """
     ends = rows[rows["step"] == rows["steps"]]
-    yield "scores", factor_table(ends) if (ends["factor"] != "").any() else score_table(ends)
+    yield "scores", factor_table(rows) if (rows["factor"] != "").any() else score_table(rows)
     yield "tasks", task_table(ends, "score")
     yield "base", task_table(ends, "base_score")
     yield "kl_actor", task_table(ends, "kl_actor")

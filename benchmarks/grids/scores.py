@@ -63,10 +63,10 @@ def with_scores(rows: pd.DataFrame) -> pd.DataFrame:
 
 def score_matrix(rows: pd.DataFrame) -> np.ndarray:
     """
-    :param rows: of one contender on one suite at one step, from :func:`with_scores`
-    :return: (seeds, tasks) scores
+    :param rows: of one contender on one suite, from :func:`with_scores`
+    :return: (seeds, tasks) scores, means where the rows are of several steps
     """
-    matrix: np.ndarray = rows.pivot(index="seed", columns="task", values="score").to_numpy(dtype=float)
+    matrix: np.ndarray = rows.pivot_table("score", "seed", "task").to_numpy(dtype=float)
     return matrix
 
 
@@ -87,16 +87,6 @@ def mean(matrix: np.ndarray) -> Interval:
     :param matrix: (seeds, tasks)
     """
     return _interval(matrix, metrics.aggregate_mean)
-
-
-def iqm_difference(matrix: np.ndarray, base: np.ndarray) -> Interval:
-    """
-    Difference of two interquartile means, with a bootstrap of both.
-
-    :param matrix: (seeds, tasks)
-    :param base: (seeds, tasks) what is subtracted
-    """
-    return _interval([matrix, base], lambda one, other: metrics.aggregate_iqm(one) - metrics.aggregate_iqm(other))
 
 
 def mean_difference(matrix: np.ndarray, base: np.ndarray) -> Interval:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import report
 from rliable import metrics  # type: ignore[import-untyped]
-from scores import iqm, iqm_difference, mean_difference, score_matrix, with_scores
+from scores import iqm, mean_difference, score_matrix, with_scores
 from unit import COLUMNS
 
 COMMON = {"grid": "comparison", "protocol": "p", "base": "b", "factor": "", "steps": 100, "step": 100}
@@ -64,20 +64,19 @@ def test_the_interquartile_mean_is_that_of_the_middle_half() -> None:
 def test_equal_runs_have_an_interval_without_width() -> None:
     matrix = np.full((5, 6), 0.75)
     assert iqm(matrix) == (0.75, 0.75, 0.75)
-    assert iqm_difference(matrix, matrix - 0.5) == (0.5, 0.5, 0.5)
     assert mean_difference(matrix, matrix - 0.5) == (0.5, 0.5, 0.5)
 
 
 def test_one_failed_task_of_six_is_in_the_mean_and_not_in_the_interquartile_mean() -> None:
     solved, failed = np.ones((5, 6)), np.ones((5, 6))
     failed[:, 0] = 0.4
-    assert iqm_difference(failed, solved) == (0.0, 0.0, 0.0)
+    assert iqm(failed) == (1.0, 1.0, 1.0)
     assert mean_difference(failed, solved) == pytest.approx((-0.1, -0.1, -0.1))
 
 
 def test_one_seed_has_no_interval() -> None:
     assert str(iqm(np.array([[0.5, 0.5]]))) == "0.50"
-    assert str(iqm_difference(np.ones((1, 2)), np.zeros((5, 2)))) == "1.00"
+    assert str(mean_difference(np.ones((1, 2)), np.zeros((5, 2)))) == "1.00"
 
 
 def test_a_table_says_the_numbers() -> None:
@@ -85,13 +84,24 @@ def test_a_table_says_the_numbers() -> None:
     assert list(table) == ["varshare-tied", "sac"]
     varshare, sac = table["varshare-tied"], table["sac"]
     assert varshare["IQM of scores"].startswith("0.62 (")
-    assert varshare["IQM minus varshare-tied"] == varshare["mean minus varshare-tied"] == ""
-    # Middle halves: (0.5 + 0.75) / 2 and 0.
-    assert sac["IQM minus varshare-tied"].startswith("-0.62 (")
-    assert sac["mean of scores"].startswith("0.00 (-0.25 to")
-    assert sac["mean minus varshare-tied"].startswith("-0.69 (")
+    assert varshare["mean, minus varshare-tied"] == varshare["all evaluations, minus varshare-tied"] == ""
+    assert sac["mean"].startswith("0.00 (-0.25 to")
+    assert sac["mean, minus varshare-tied"].startswith("-0.69 (")
     assert [sac[name] for name in ("worst seed", "worst task and seed")] == ["-0.25", "-0.50"]
     assert sac["seeds"] == "2, 1 diverged"
+
+
+def test_the_mean_of_all_evaluations_says_who_learned_sooner() -> None:
+    rows = make_rows()
+    # Halfway everybody was at the random policy.
+    halfway = rows[(rows["suite"] != "reference") & (rows["status"] == "finished")].assign(
+        step=50, mean_return=-1_000.0
+    )
+    table = report.score_table(with_scores(pd.concat([rows, halfway]))).set_index("").to_dict("index")
+    varshare, sac = table["varshare-tied"], table["sac"]
+    assert varshare["mean"].startswith("0.69 (") and varshare["all evaluations"].startswith("0.34 (")
+    assert sac["all evaluations, minus varshare-tied"].startswith("-0.34 (")
+    assert varshare["worst task and seed"] == "0.50"
 
 
 def test_a_page_is_filled_between_its_marks() -> None:
