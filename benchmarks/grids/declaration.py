@@ -287,6 +287,14 @@ GRIDS = {
             (STEPS // 2, 2 * STEPS),
         ),
         Grid(
+            "data_confirmation",
+            "Does the noise that is left fail the noisy task with twice the data, on seeds that nothing was chosen on?",
+            ("all",),
+            tuple(arm for arm in COMPARED if arm.name in ("varshare-tied", "varshare-fixed", "l2")),
+            (2 * STEPS,),
+            seeds=FRESH_SEEDS,
+        ),
+        Grid(
             "smoke",
             "Does the machinery run?",
             ("conflict",),
