@@ -200,6 +200,9 @@ def main(args: Args) -> None:
     """
     rows = collect(args)
     Console(width=140).print(report(rows))
+    for agent, own in rows.groupby("agent", sort=False):
+        value = mean_interval(own.groupby("seed")["mean_return"].mean().tolist(), 0.95)
+        print(f"{agent}: mean return over tasks {value.mean:.0f} ({value.low:.0f} to {value.high:.0f})")
     seconds = rows.drop_duplicates(["agent", "seed"]).groupby("agent")["seconds"].mean().dropna()
     print("seconds of training per run:", {name: round(value) for name, value in seconds.items()})
 

@@ -156,6 +156,19 @@ class Grid:
         return units
 
 
+@dataclass(frozen=True)
+class Pool:
+    """
+    :param grid: name of a grid
+    :param repetition: of one with some of its agents and steps, on other seeds
+    :param controls: agents of the repetition that the others are compared with
+    """
+
+    grid: str
+    repetition: str
+    controls: tuple[str, ...]
+
+
 def factor_arms(factors: Factors, base: Mapping[str, Any]) -> tuple[Arm, ...]:
     """
     The base, and an arm for each level that is not the base's own.
@@ -288,7 +301,7 @@ GRIDS = {
         ),
         Grid(
             "data_confirmation",
-            "Does the noise that is left fail the noisy task with twice the data, on seeds that nothing was chosen on?",
+            "Who keeps the noisy task solved with twice the data, on seeds that nothing was chosen on?",
             ("all",),
             tuple(arm for arm in COMPARED if arm.name in ("varshare-tied", "varshare-fixed", "l2")),
             (2 * STEPS,),
@@ -307,3 +320,7 @@ GRIDS = {
         ),
     )
 }
+POOLS = (
+    Pool("comparison", "confirmation", ("l2", "l2, beta=0.1", "varshare-tied")),
+    Pool("data", "data_confirmation", ("l2",)),
+)

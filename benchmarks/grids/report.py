@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pandas as pd
 import tyro
-from declaration import GRIDS
+from declaration import GRIDS, POOLS, Pool
 from figures import draw_curves, draw_intervals
+from pooled import pooled_rows, pooled_table
 from scores import iqm, mean, mean_difference, score_matrix, with_scores
-from store import read
+from store import TABLE, read
 from unit import REPOSITORY
 
 FOLDER = REPOSITORY / "benchmarks" / "grids" / "results"
@@ -194,6 +195,17 @@ def grid_tables(rows: pd.DataFrame) -> Tables:
     }
 
 
+def pool_tables(pool: Pool, rows: pd.DataFrame) -> Tables:
+    """
+    :param pool: a grid with its repetition
+    :param rows: of both, from :func:`pooled.pooled_rows`
+    :return: name -> Markdown, of all tasks together and of each
+    """
+    tables = {"mean": pooled_table(pool, rows)}
+    tables |= {str(task): pooled_table(pool, own) for task, own in rows.groupby("task", sort=False)}
+    return {f"{pool.repetition}_pooled_{name}": markdown(table) for name, table in tables.items()}
+
+
 def fill(page: str, tables: Tables) -> str:
     """
     :param page: text with marks
@@ -217,12 +229,15 @@ def main(args: Args) -> None:
     tables: Tables = {}
     for folder in (args.tables, args.figures):
         folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(args.results.glob("*.csv")):
-        rows = with_scores(read(path))
+    grids = {path.name.removesuffix(TABLE): with_scores(read(path)) for path in sorted(args.results.glob(f"*{TABLE}"))}
+    for name, rows in grids.items():
         tables |= grid_tables(rows)
         for suite, own in rows.groupby("suite", sort=False):
             draw = draw_intervals if (own["factor"] != "").any() else draw_curves
-            draw(own, ordered_contenders(own), args.figures / f"{path.stem}_{suite}.svg")
+            draw(own, ordered_contenders(own), args.figures / f"{name}_{suite}.svg")
+    for pool in POOLS:
+        if {pool.grid, pool.repetition} <= set(grids):
+            tables |= pool_tables(pool, pooled_rows(pool, grids))
     for name, text in tables.items():
         (args.tables / f"{name}.md").write_text(text, encoding="utf-8")
     if args.page.exists():

@@ -80,6 +80,7 @@ def _table(own: pd.DataFrame, last: pd.DataFrame, arms: list[str]) -> pd.DataFra
             line[label] = _cell(_mean(matrix), digits)
             line[f"{label}, IQM"] = _cell(iqm_interval(matrix), digits)
             line[f"{label}, all evaluations"] = _cell(_mean(score_matrix(own, arm, column)), digits)
+            line[f"{label}, all evaluations, minus {arms[0]} by seed"] = _difference(own, arm, arms[0], column, digits)
         line["updates"] = f"{of_arm['updates'].max():,}"
         line["minutes"] = f"{of_arm.groupby('seed')['seconds'].first().mean() / 60:.1f}"
         lines.append(line)
@@ -97,6 +98,14 @@ def _task_table(last: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
         }
         for arm in arms
     )
+
+
+def _difference(rows: pd.DataFrame, arm: str, first: str, column: str, digits: int) -> str:
+    shared = set(rows.loc[rows["arm"] == arm, "seed"]) & set(rows.loc[rows["arm"] == first, "seed"])
+    if arm == first or not shared:
+        return ""
+    rows = rows[rows["seed"].isin(shared)]
+    return _cell(_mean(score_matrix(rows, arm, column) - score_matrix(rows, first, column)), digits)
 
 
 def _scores(rows: pd.DataFrame) -> list[tuple[str, str, int]]:

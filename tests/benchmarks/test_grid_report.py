@@ -1,12 +1,15 @@
 """Scores, their estimates and the tables say what can be worked out by hand."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import declaration
 import numpy as np
 import pandas as pd
 import pytest
 import report
+from pooled import pooled_rows, pooled_table
 from rliable import metrics  # type: ignore[import-untyped]
 from scores import iqm, mean_difference, score_matrix, with_scores
 from unit import COLUMNS
@@ -104,6 +107,51 @@ def test_the_mean_of_all_evaluations_says_who_learned_sooner() -> None:
     assert varshare["worst task and seed"] == "0.50"
 
 
+def make_pool() -> pd.DataFrame:
+    """Scores of `noisy` at half of the training and at its end, in two grids of two seeds each."""
+    scores = {
+        ("comparison", 1): {"varshare-tied": (0.8, 1.0), "l2": (0.2, 0.9), "sac": (0.0, 0.0)},
+        ("comparison", 2): {"varshare-tied": (0.2, 1.0), "l2": (0.2, 0.7), "sac": (0.0, 0.0)},
+        ("confirmation", 6): {"varshare-tied": (0.9, 0.0), "l2": (0.1, 0.6)},
+    }
+    rows = [
+        {"grid": grid, "seed": seed, "agent": agent, "step": step, "score": score}
+        for (grid, seed), agents in scores.items()
+        for agent, values in agents.items()
+        for step, score in zip((1_500, 3_000), values, strict=True)
+    ]
+    return pd.DataFrame(rows).assign(suite="all", task="noisy", steps=3_000)
+
+
+def test_a_grid_and_its_repetition_are_compared_seed_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = declaration.Pool("comparison", "confirmation", ("l2",))
+    arms = tuple(declaration.Arm(name) for name in ("varshare-tied", "l2"))
+    fresh = dataclasses.replace(declaration.GRIDS["confirmation"], arms=arms)
+    monkeypatch.setitem(declaration.GRIDS, "confirmation", fresh)
+    rows = make_pool()
+    found = pooled_rows(pool, {name: own for name, own in rows.groupby("grid")})
+    assert set(found["agent"]) == {"varshare-tied", "l2"}
+    table = pooled_table(pool, found).set_index("").to_dict("index")
+    varshare, l2 = table["varshare-tied"], table["l2"]
+    # At the end 1, 1, 0 and 0.9, 0.7, 0.6; the differences are 0.1, 0.3 and -0.6.
+    assert varshare["end"].startswith("0.67 (0.00 to 1.00") and l2["end"].startswith("0.73 (")
+    assert varshare["end, minus l2"].startswith("-0.07 (-0.60 to 0.30") and l2["end, minus l2"] == ""
+    # Means of both evaluations: 0.9, 0.6, 0.45 and 0.55, 0.45, 0.35.
+    assert varshare["all evaluations"].startswith("0.65 (0.45 to 0.90")
+    assert varshare["all evaluations, minus l2"].startswith("0.20 (0.10 to 0.35")
+    assert varshare["first at 0.8, median (range)"] == "1,500 (1,500 to 3,000)"
+    assert l2["first at 0.8, median (range)"] == "never (3,000 to 3,000)"
+    assert varshare["seeds"] == "3"
+
+
+@pytest.mark.parametrize("pool", declaration.POOLS, ids=lambda pool: pool.repetition)
+def test_a_repetition_has_the_same_work_on_other_seeds(pool: declaration.Pool) -> None:
+    first, fresh = declaration.GRIDS[pool.grid], declaration.GRIDS[pool.repetition]
+    assert all(arm in first.arms for arm in fresh.arms) and set(fresh.steps) <= set(first.steps)
+    assert not set(fresh.seeds) & set(first.seeds) and first.base == fresh.base
+    assert set(pool.controls) <= {arm.name for arm in fresh.arms}
+
+
 def test_a_page_is_filled_between_its_marks() -> None:
     page = "before\n<!-- table: a -->\nold\n<!-- end of table -->\nafter\n"
     filled = report.fill(page, {"a": "| new |\n"})
@@ -115,7 +163,7 @@ def test_a_page_is_filled_between_its_marks() -> None:
 
 def test_the_report_repeats_itself(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
-    make_rows().to_csv(tmp_path / "results" / "comparison.csv", index=False)
+    make_rows().to_csv(tmp_path / "results" / "comparison.csv.gz", index=False)
     made = []
     for name in ("one", "two"):
         args = report.Args(tmp_path / "results", tmp_path / name, tmp_path / name, tmp_path / "no_page.md")

@@ -79,9 +79,10 @@ def test_a_table_of_known_results(runs: Command, tmp_path: Path) -> None:
     lines = (tmp_path / "results" / "report.md").read_text().splitlines()
     # IQM: of 10 numbers 0 and 1 without the two lowest and highest; of returns 0 and 1 as many of each. Of all
     # evaluations: nobody had success at the first one, and returns were -9.
+    # Both arms have the same returns, so that their differences by seed are 0 without a width.
     returns = "0.5 (-5.9 to 6.9) | 0.5 (0.0 to 1.0) | -4.2 (-7.4 to -1.1)"
-    assert f"| one | 2 | 0.200 | 0.000 | 0.100 | {returns} | 7 | 2.0 |" in lines
-    assert f"| two | 2 | 1.000 | 1.000 | 0.500 | {returns} | 7 | 2.0 |" in lines
+    assert f"| one | 2 | 0.200 | 0.000 | 0.100 |  | {returns} |  | 7 | 2.0 |" in lines
+    assert f"| two | 2 | 1.000 | 1.000 | 0.500 | 0.400 | {returns} | 0.0 | 7 | 2.0 |" in lines
     assert f"| success of | {' | '.join(TASKS)} |" in lines
     assert "| one | 1.000 | 0.000 | 0.000 | 0.000 | 0.000 |" in lines
 
