@@ -234,7 +234,9 @@ def main(args: Args) -> None:
         tables |= grid_tables(rows)
         for suite, own in rows.groupby("suite", sort=False):
             draw = draw_intervals if (own["factor"] != "").any() else draw_curves
-            draw(own, ordered_contenders(own), args.figures / f"{name}_{suite}.svg")
+            # A shorter run is the beginning of a longer one.
+            longest = own[own["steps"] == own["steps"].max()]
+            draw(longest, ordered_contenders(longest), args.figures / f"{name}_{suite}.svg")
     for pool in POOLS:
         if {pool.grid, pool.repetition} <= set(grids):
             tables |= pool_tables(pool, pooled_rows(pool, grids))
